@@ -1,0 +1,1 @@
+"""Floor 0: arrays, relations, collectives and the errors users see."""

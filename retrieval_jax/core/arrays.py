@@ -1,0 +1,125 @@
+"""Similarities, distances and cosines, with gradients that stay finite.
+
+The shape letters of the whole project:
+
+  B  rows on this device (anchors)      Q  queries
+  G  rows gathered from all devices     N  gallery
+  D  embedding dimension                K  neighbours
+  C  classes
+
+Every product of embeddings is taken in float32 at the highest precision: a
+rounded similarity of 0.998 for 1.0 changes a ranking and, at scale 64, a loss.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_PRECISION = lax.Precision.HIGHEST
+
+
+def normalize(x: jax.Array, axis: int = -1) -> jax.Array:
+  """Scales rows to unit length, x / ||x||; a zero row stays zero.
+
+  Args:
+    x: [..., D] any float dtype.
+    axis: the axis of the vectors.
+
+  Returns:
+    float32, the shape of x. The gradient of a zero row is zero, where
+    `x / jnp.linalg.norm(x)` has NaN.
+
+  Example:
+    >>> normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+    [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+  """
+  x = x.astype(jnp.float32)
+  # Scaling by the largest entry first keeps the square from overflowing or
+  # underflowing; the direction does not depend on it, so neither does the
+  # gradient.
+  largest = lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True))
+  nonzero = largest > 0
+  x = x / jnp.where(nonzero, largest, 1.0)
+  square = jnp.sum(x * x, axis=axis, keepdims=True)
+  return x * jnp.where(nonzero, lax.rsqrt(jnp.where(nonzero, square, 1.0)), 0.0)
+
+
+def dot_products(x: jax.Array, y: jax.Array) -> jax.Array:
+  """Returns s_ij = <x_i, y_j>, [B, G] float32, of x [B, D] and y [G, D]."""
+  return lax.dot_general(
+    x,
+    y,
+    (((1,), (1,)), ((), ())),
+    precision=_PRECISION,
+    preferred_element_type=jnp.float32,
+  )
+
+
+def cosine_similarities(x: jax.Array, y: jax.Array) -> jax.Array:
+  """Returns s_ij = <x_i, y_j> / (||x_i|| ||y_j||).
+
+  Args:
+    x: [B, D] any float dtype, normalised inside.
+    y: [G, D] likewise.
+
+  Returns:
+    [B, G] float32 in [-1, 1] up to rounding.
+
+  Example:
+    >>> x = jnp.array([[1.0, 0.0], [1.0, 1.0]])
+    >>> (cosine_similarities(x, x) ** 2).round(4).tolist()
+    [[1.0, 0.5], [0.5, 1.0]]
+  """
+  return dot_products(normalize(x), normalize(y))
+
+
+def euclidean_distances(x: jax.Array, y: jax.Array) -> jax.Array:
+  """Returns d_ij = || x_i / ||x_i|| - y_j / ||y_j|| ||.
+
+  This is PML's `LpDistance(p=2)`, the default of the triplet loss. It is
+  computed from the cosines, d^2 = 2 - 2 s, in O(B G) memory.
+
+  Args:
+    x: [B, D] any float dtype, normalised inside.
+    y: [G, D] likewise.
+
+  Returns:
+    [B, G] float32 in [0, 2]. Where d = 0 the gradient, which does not exist,
+    is taken as zero.
+
+  Example:
+    >>> x = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
+    >>> euclidean_distances(x, x).tolist()
+    [[0.0, 2.0], [2.0, 0.0]]
+  """
+  square = 2.0 - 2.0 * cosine_similarities(x, y)
+  # Rounding of the cosine leaves a few 1e-7 where two rows are equal; below it
+  # the direction of the gradient would be noise, magnified by 1 / d.
+  apart = square > 1e-6
+  return jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1.0)), 0.0)
+
+
+def proxy_cosines(
+  embeddings: jax.Array, proxies: jax.Array, sub_centers: int = 1
+) -> jax.Array:
+  """Returns the cosine of each row with each class.
+
+  Args:
+    embeddings: [B, D] any float dtype, normalised inside.
+    proxies: [C * sub_centers, D], the sub-centres of a class adjacent.
+    sub_centers: K of sub-centre ArcFace (Deng et al., ECCV 2020, eq. 2): a
+      class is as near as the nearest of its centres.
+
+  Returns:
+    [B, C] float32 in [-1, 1] up to rounding.
+
+  Example:
+    >>> proxies = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    >>> proxy_cosines(jnp.array([[0.0, 2.0]]), proxies, sub_centers=2).tolist()
+    [[1.0, 0.0]]
+  """
+  cosines = cosine_similarities(embeddings, proxies)
+  if sub_centers == 1:
+    return cosines
+  shape = (cosines.shape[0], -1, sub_centers)
+  return jnp.max(cosines.reshape(shape), axis=-1)
