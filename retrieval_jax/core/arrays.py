@@ -95,7 +95,7 @@ def euclidean_distances(x: jax.Array, y: jax.Array) -> jax.Array:
   square = 2.0 - 2.0 * cosine_similarities(x, y)
   # Rounding of the cosine leaves a few 1e-7 where two rows are equal; below it
   # the direction of the gradient would be noise, magnified by 1 / d.
-  apart = square > 1e-6
+  apart = ~(square <= 1e-6)  # A NaN stays a NaN.
   return jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1.0)), 0.0)
 
 

@@ -1,0 +1,322 @@
+"""Two programs measured in turn: this project, the peer, this project, ...
+
+A benchmark script lists its cases and calls `main`:
+
+    def ours(batch):          # builds the inputs, compiles, returns the call
+      ...
+      return lambda: float(step(inputs))      # blocks until it is done
+
+    def peer(batch):
+      import torch            # peers are imported where they are used
+      ...
+      return lambda: run().item()
+
+    CASES = [paired.Case('circle, B 256', ours, peer, {'batch': 256})]
+
+    if __name__ == '__main__':
+      paired.main(__file__, CASES)
+
+Each side of a case lives in a worker process of its own for as long as the
+case lasts, so that memory, threads and settings are apart; the two take turns,
+so that a change of the machine's load meets both. A worker is pinned to one
+core with one thread (torch on two busy cores stalls at its barriers).
+
+Extra memory is the peak resident memory of the calls over the resident memory
+after the inputs were built and the step was compiled.
+"""
+
+import argparse
+import ctypes
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+# A turn lasts at least this long: calls of microseconds are repeated.
+_MIN_TURN_SECONDS = 0.02
+_ONE_THREAD = {
+  'JAX_PLATFORMS': 'cpu',
+  'MKL_NUM_THREADS': '1',
+  'OMP_NUM_THREADS': '1',
+  'OPENBLAS_NUM_THREADS': '1',
+  'TF_CPP_MIN_LOG_LEVEL': '3',
+  'XLA_FLAGS': '--xla_cpu_multi_thread_eigen=false',
+}
+_CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """One row of the table.
+
+  Attributes:
+    name: what is measured, with its sizes.
+    ours: top-level function of the script; called with `arguments` in the
+      worker, it builds inputs, compiles, and returns a function without
+      arguments that does the work, blocks until it is done, and may return a
+      number (shown for both sides: the same work gives the same number).
+    peer: likewise for the peer, or None to measure this project alone.
+    arguments: keyword arguments of both, of what JSON can hold.
+    bar: the ratio of times to reach, if there is one.
+  """
+
+  name: str
+  ours: Callable[..., Callable[[], Any]]
+  peer: Callable[..., Callable[[], Any]] | None = None
+  arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+  bar: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+  """What one side of a case took: seconds a call, MiB extra, its number."""
+
+  seconds: float
+  extra_mib: float
+  value: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+  """Both sides of a case; `ratio` is this project's time over the peer's."""
+
+  case: Case
+  ours: Side
+  peer: Side | None
+
+  @property
+  def ratio(self) -> float | None:
+    """Ratio of the median times; below 1 this project is faster."""
+    return None if self.peer is None else self.ours.seconds / self.peer.seconds
+
+
+def measure(
+  script: str,
+  case: Case,
+  *,
+  peer_python: str = sys.executable,
+  rounds: int = 7,
+  seconds: float = 60.0,
+  core: int | None = None,
+  clock: str = 'wall',
+) -> Measurement:
+  """Measures one case.
+
+  Args:
+    script: path of the file whose top-level functions the case names.
+    case: what to measure.
+    peer_python: the interpreter that has the peer.
+    rounds: turns of each side; the median counts.
+    seconds: no further turn is begun after that long (three at least).
+    core: the core both sides are pinned to; the last one by default.
+    clock: 'wall', or 'cpu' for the processor time of the worker, which other
+      programs on the same core do not lengthen.
+  """
+  if core is None:
+    core = max(os.sched_getaffinity(0))
+  sides = [_Worker(script, case.ours, case.arguments, sys.executable, core)]
+  try:
+    if case.peer is not None:
+      sides.append(
+        _Worker(script, case.peer, case.arguments, peer_python, core)
+      )
+    # The second call is the first that pays for nothing but the work.
+    for _ in range(2):
+      first = [side.ask(calls=1, clock=clock) for side in sides]
+    calls = [
+      max(1, math.ceil(_MIN_TURN_SECONDS / max(answer['seconds'], 1e-6)))
+      for answer in first
+    ]
+    times: list[list[float]] = [[] for _ in sides]
+    begin = time.monotonic()
+    for turn in range(rounds):
+      if turn >= 3 and time.monotonic() - begin > seconds:
+        break
+      for side, side_times, n in zip(sides, times, calls, strict=True):
+        side_times.append(side.ask(calls=n, clock=clock)['seconds'])
+    last = [side.ask(calls=0, clock=clock) for side in sides]
+  finally:
+    for side in sides:
+      side.close()
+  results = [
+    Side(statistics.median(t), answer['extra_mib'], answer['value'])
+    for t, answer in zip(times, last, strict=True)
+  ]
+  return Measurement(case, results[0], results[1] if case.peer else None)
+
+
+def table(measurements: Sequence[Measurement], peer: str = 'peer') -> str:
+  """Returns the measurements as a markdown table."""
+  return '\n'.join(_table_lines(measurements, peer))
+
+
+def main(script: str, cases: Sequence[Case], peer: str = 'peer') -> None:
+  """Runs a benchmark script: parses its flags, measures, prints the table.
+
+  Args:
+    script: `__file__` of the benchmark.
+    cases: its rows.
+    peer: the name of the peer, for the header.
+  """
+  parser = argparse.ArgumentParser()
+  parser.add_argument(
+    '--peer-python', default=sys.executable, help='interpreter with the peer'
+  )
+  parser.add_argument('--only', default='', help='cases whose name has this')
+  parser.add_argument('--rounds', type=int, default=7)
+  parser.add_argument('--seconds', type=float, default=60.0, help='per case')
+  parser.add_argument('--core', type=int, default=None)
+  parser.add_argument('--clock', choices=sorted(_CLOCKS), default='wall')
+  parser.add_argument('--no-peer', action='store_true')
+  flags = parser.parse_args()
+
+  def measured() -> Iterator[Measurement]:
+    for case in cases:
+      if flags.only not in case.name:
+        continue
+      if flags.no_peer:
+        case = dataclasses.replace(case, peer=None)
+      yield measure(
+        script,
+        case,
+        peer_python=flags.peer_python,
+        rounds=flags.rounds,
+        seconds=flags.seconds,
+        core=flags.core,
+        clock=flags.clock,
+      )
+
+  for line in _table_lines(measured(), peer):
+    print(line, flush=True)
+
+
+def _table_lines(measurements, peer: str) -> Iterator[str]:
+  yield (
+    f'| case | this project, ms | {peer}, ms | ratio | bar '
+    f'| extra MiB | {peer}, MiB | value | {peer} |'
+  )
+  yield '|---|' + '---:|' * 8
+  for m in measurements:
+    other = m.peer or Side(math.nan, math.nan, None)
+    cells = [
+      m.case.name,
+      f'{1e3 * m.ours.seconds:.4g}',
+      '' if m.peer is None else f'{1e3 * other.seconds:.4g}',
+      '' if m.ratio is None else f'{m.ratio:.2g}',
+      '' if m.case.bar is None else f'{m.case.bar:g}',
+      f'{m.ours.extra_mib:.0f}',
+      '' if m.peer is None else f'{other.extra_mib:.0f}',
+      '' if m.ours.value is None else f'{m.ours.value:.6g}',
+      '' if other.value is None else f'{other.value:.6g}',
+    ]
+    yield '| ' + ' | '.join(cells) + ' |'
+
+
+class _Worker:
+  """A process that runs one side of a case when it is asked to."""
+
+  def __init__(self, script, function, arguments, python, core):
+    request = {
+      'script': str(pathlib.Path(script).resolve()),
+      'function': function.__name__,
+      'arguments': arguments,
+      'core': core,
+    }
+    self._process = subprocess.Popen(
+      [python, str(pathlib.Path(__file__).resolve()), json.dumps(request)],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+      env=os.environ | _ONE_THREAD,
+    )
+    self._answer()
+
+  def ask(self, **request) -> dict[str, Any]:
+    """Has the worker call its function; returns what it measured."""
+    self._process.stdin.write(json.dumps(request) + '\n')
+    self._process.stdin.flush()
+    return self._answer()
+
+  def close(self) -> None:
+    """Ends the worker."""
+    self._process.stdin.close()
+    self._process.stdout.close()
+    try:
+      self._process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+      self._process.kill()
+      self._process.wait()
+
+  def _answer(self) -> dict[str, Any]:
+    line = self._process.stdout.readline()
+    if not line:
+      raise RuntimeError('a benchmark worker ended early; see its traceback')
+    return json.loads(line)
+
+
+def _serve(request: dict[str, Any]) -> None:
+  os.sched_setaffinity(0, {request['core']})
+  # Whatever a library prints must not mix with the answers.
+  answers = os.fdopen(os.dup(1), 'w')
+  os.dup2(2, 1)
+  script = pathlib.Path(request['script'])
+  sys.path[:0] = [str(script.parent), str(_ROOT)]
+  spec = importlib.util.spec_from_file_location(script.stem, script)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[script.stem] = module
+  spec.loader.exec_module(module)
+  step = getattr(module, request['function'])(**request['arguments'])
+  _give_back_freed_memory()
+  before = _reset_peak_mib()
+  value = None
+  print('{}', file=answers, flush=True)
+  for line in sys.stdin:
+    ask = json.loads(line)
+    clock = _CLOCKS[ask['clock']]
+    begin = clock()
+    for _ in range(ask['calls']):
+      value = step()
+    seconds = (clock() - begin) / max(ask['calls'], 1)
+    answer = {
+      'seconds': seconds,
+      'extra_mib': max(0.0, _status_mib('VmHWM') - before),
+      'value': float(value) if isinstance(value, int | float) else None,
+    }
+    print(json.dumps(answer), file=answers, flush=True)
+
+
+def _give_back_freed_memory() -> None:
+  # What a compiler allocated and freed would otherwise hide what a call needs.
+  try:
+    ctypes.CDLL('libc.so.6').malloc_trim(0)
+  except OSError:
+    pass
+
+
+def _reset_peak_mib() -> float:
+  """Sets the peak of the resident memory to its present value, returned."""
+  try:
+    pathlib.Path('/proc/self/clear_refs').write_text('5')
+  except OSError:
+    pass
+  return _status_mib('VmHWM')
+
+
+def _status_mib(field: str) -> float:
+  for line in pathlib.Path('/proc/self/status').read_text().splitlines():
+    if line.startswith(field + ':'):
+      return int(line.split()[1]) / 1024
+  raise RuntimeError(f'/proc/self/status has no {field}')
+
+
+if __name__ == '__main__':
+  _serve(json.loads(sys.argv[1]))

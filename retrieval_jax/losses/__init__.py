@@ -1,0 +1,61 @@
+"""Margin losses: pure functions of a matrix and masks, or of cosines.
+
+A loss is a row of `LOSSES`. Its function returns terms, `{name: (values,
+counts)}` per anchor, which `reduce_terms` divides over rows and devices; at a
+prompt, `compute` does everything in one call.
+
+Where the losses differ from pytorch-metric-learning (PML) 2.9, and why:
+
+  * ArcFace on the class centre. PML differentiates arccos, whose slope is
+    infinite at a cosine of 1, and returns NaN for the embeddings and the
+    proxies. The angle has no gradient there; here the sine's part is zero and
+    the rest, the softmax over the other classes, is kept.
+  * Nothing valid (no positives, no negatives, all padding) gives 0 with a zero
+    gradient, and NaN embeddings give NaN, never a loss of 0.
+  * `reducer='mean'` of a pair loss divides by the valid terms; PML's
+    MeanReducer also divides by the rows that have no positive or no negative.
+  * Weights of rows: the loss is divided by their sum, so that a weight of 0
+    equals leaving the row out; PML divides by the number of rows.
+  * Triplets are counted, never listed: O(B G) memory where PML builds a cube.
+  * Logits and losses are float32 whatever the dtype of the embeddings.
+  * Where two embeddings coincide, the gradient of their distance is zero.
+"""
+
+from retrieval_jax.losses.compute import (
+  compute,
+  pair_terms,
+  proxy_terms,
+  reduce_terms,
+)
+from retrieval_jax.losses.mining import triplet_margin_miner
+from retrieval_jax.losses.pair import circle
+from retrieval_jax.losses.proxy import arcface, cosface
+from retrieval_jax.losses.registry import (
+  LOSSES,
+  MINERS,
+  Loss,
+  Miner,
+  check_hyperparameters,
+  check_miner,
+)
+from retrieval_jax.losses.terms import Terms
+from retrieval_jax.losses.triplet import triplet_margin
+
+__all__ = [
+  'LOSSES',
+  'MINERS',
+  'Loss',
+  'Miner',
+  'Terms',
+  'arcface',
+  'check_hyperparameters',
+  'check_miner',
+  'circle',
+  'compute',
+  'cosface',
+  'pair_terms',
+  'proxy_terms',
+  'reduce_terms',
+  'triplet_margin',
+  'triplet_margin_miner',
+]

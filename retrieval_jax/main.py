@@ -1,0 +1,145 @@
+"""Trains and evaluates: `python -m retrieval_jax.main --config=FILE`.
+
+Intentionally short: flags, and one call. `train_and_evaluate` in
+`retrieval_jax.training.loop` does the work and can be called from Python.
+"""
+
+import argparse
+import logging
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+from retrieval_jax.core.errors import InputError, unknown_name
+
+_log = logging.getLogger('retrieval_jax')
+
+_DESCRIPTION = """\
+Trains and evaluates an image retrieval model.
+
+  python -m retrieval_jax.main --config=configs/circle.py
+  python -m retrieval_jax.main --config=configs/circle.py:mnist \\
+      --config.data.batch_size=128 --workdir=runs/large_batch
+
+Any key of the config is changed with --config.KEY=VALUE. The same command again
+continues a run that was stopped, and measures one that is finished."""
+
+
+class _Parser(argparse.ArgumentParser):
+  """Raises what argparse would print with its usage."""
+
+  def error(self, message: str):
+    raise InputError(f'{message}; see --help')
+
+
+def parse_flags(
+  argv: Sequence[str],
+) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+  """Returns the flags, and the (key, text) of each --config.KEY=TEXT.
+
+  Raises:
+    InputError: a flag that is unknown, or has no or a wrong value.
+  """
+  parser = _Parser(
+    prog='python -m retrieval_jax.main',
+    description=_DESCRIPTION,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    '--config', required=True, help='a config file, and after a colon its data'
+  )
+  parser.add_argument(
+    '--workdir', help='default: runs/CONFIG[-DATA][-OVERRIDES]'
+  )
+  parser.add_argument('--mode', choices=('train', 'evaluate'), default='train')
+  processes = parser.add_argument_group('several hosts')
+  processes.add_argument(
+    '--distributed',
+    action='store_true',
+    help='find the other processes by SLURM, Open MPI or Kubernetes',
+  )
+  processes.add_argument('--coordinator_address', help='HOST:PORT of process 0')
+  processes.add_argument('--num_processes', type=int)
+  processes.add_argument('--process_id', type=int)
+  flags, rest = parser.parse_known_args(argv)
+  overrides = []
+  for flag in rest:
+    match = re.fullmatch(r'--config\.([\w.]+)=(.*)', flag)
+    if not match:
+      raise _unknown_flag(flag, parser)
+    overrides.append((match[1], match[2]))
+  return flags, overrides
+
+
+def _unknown_flag(flag: str, parser: argparse.ArgumentParser) -> InputError:
+  if flag.startswith('--config.'):
+    return InputError(f'{flag} has no value; allowed is --config.KEY=VALUE')
+  known = [
+    option
+    for action in parser._actions
+    for option in action.option_strings
+    if option.startswith('--')
+  ]
+  return unknown_name('flag', flag.partition('=')[0], known)
+
+
+def default_workdir(config: str, overrides: Sequence[tuple[str, str]]) -> str:
+  """Returns runs/CONFIG[-DATA][-OVERRIDES], so that variants do not collide.
+
+  Example:
+    >>> default_workdir('configs/circle.py:mnist', [('seed', '1')])
+    'runs/circle-mnist-seed=1'
+  """
+  file, _, argument = config.partition(':')
+  name = os.path.splitext(os.path.basename(file))[0]
+  free = ('eval.', 'log_every_steps', 'checkpoint_every_steps')
+  parts = [name, argument] + [
+    f'{key}={text}'
+    for key, text in sorted(overrides)
+    if not key.startswith(free)
+  ]
+  text = '-'.join(part for part in parts if part)
+  return os.path.join('runs', re.sub(r'[^\w.=,+-]', '_', text))
+
+
+def run(argv: Sequence[str]) -> None:
+  """Does what the flags say; raises `InputError` for a user's mistake."""
+  flags, overrides = parse_flags(argv)
+  # Imported here, so that --help and a mistyped flag do not wait for them.
+  from retrieval_jax.training import config as config_lib
+  from retrieval_jax.training import distributed
+
+  config = config_lib.load(flags.config)
+  for key, text in overrides:
+    config_lib.override(config, key, text)
+  config_lib.validate(config)
+  processes = (flags.coordinator_address, flags.num_processes, flags.process_id)
+  if flags.distributed or any(value is not None for value in processes):
+    distributed.initialize(*processes)
+
+  from retrieval_jax.training import loop
+
+  workdir = flags.workdir or default_workdir(flags.config, overrides)
+  _log.info('workdir: %s', workdir)
+  start = loop.train_and_evaluate if flags.mode == 'train' else loop.evaluate
+  start(config, workdir)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit status: 0, or 2 for a mistake."""
+  logging.basicConfig(
+    format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.WARNING
+  )
+  _log.setLevel(logging.INFO)
+  try:
+    run(sys.argv[1:] if argv is None else argv)
+  except InputError as error:
+    print(f'retrieval_jax: {error}', file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,374 @@
+"""The config: what it holds, and every mistake in it, said in one line.
+
+A config is an `ml_collections.ConfigDict`, read from a file with
+`get_config(arg=None)` and changed from the command line. `validate` finds what
+can be found without the data; `validate_dataset` finds the rest. Both raise
+`InputError` with the key, the value, what is allowed and the cure.
+"""
+
+import ast
+import difflib
+import importlib.util
+import json
+import math
+import numbers
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from retrieval_jax import data, losses, metrics, models
+from retrieval_jax.core.errors import InputError, unknown_name
+from retrieval_jax.training import optim
+
+# What may differ when a run is continued: nothing that the weights depend on.
+FREE_KEYS = ('eval', 'log_every_steps', 'checkpoint_every_steps')
+
+
+class Rule(NamedTuple):
+  """What one key may hold: a test of the value, and its words."""
+
+  allowed: str
+  holds: Callable[[Any], bool]
+
+
+def _is_int(value) -> bool:
+  return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_real(value) -> bool:
+  return (
+    isinstance(value, numbers.Real)
+    and not isinstance(value, bool)
+    and math.isfinite(value)
+  )
+
+
+def _optional(rule: Rule) -> Rule:
+  return Rule(f'{rule.allowed}, or None', lambda v: v is None or rule.holds(v))
+
+
+_COUNT = Rule('an integer of at least 1', lambda v: _is_int(v) and v >= 1)
+_NATURAL = Rule('an integer of at least 0', lambda v: _is_int(v) and v >= 0)
+_POSITIVE = Rule('a finite number above 0', lambda v: _is_real(v) and v > 0)
+_NONNEGATIVE = Rule(
+  'a finite number of at least 0', lambda v: _is_real(v) and v >= 0
+)
+_TEXT = Rule('a string', lambda v: isinstance(v, str))
+_PIXELS = Rule(
+  'a tuple of 1 or 3 finite numbers, in units of the full pixel range',
+  lambda v: (
+    isinstance(v, Sequence) and len(v) in (1, 3) and all(map(_is_real, v))
+  ),
+)
+_DEVIATIONS = Rule(
+  'a tuple of 1 or 3 finite numbers above 0',
+  lambda v: _PIXELS.holds(v) and min(v) > 0,
+)
+
+# Every key that each config has. `loss`, `miner` and `model` also hold what the
+# chosen function takes; those packages check it themselves.
+RULES = {
+  'seed': Rule(
+    'an integer from 0 to 2**31 - 1',
+    lambda v: _is_int(v) and 0 <= v < 2**31,
+  ),
+  'num_epochs': _COUNT,
+  'num_train_steps': _optional(_COUNT),
+  'eval_every_steps': _optional(_COUNT),
+  'checkpoint_every_steps': _optional(_COUNT),
+  'log_every_steps': _COUNT,
+  'data.name': _TEXT,
+  'data.dir': _optional(_TEXT),
+  'data.batch_size': _COUNT,
+  'data.classes_per_batch': _NATURAL,
+  'data.mean': _PIXELS,
+  'data.std': _DEVIATIONS,
+  'model.name': _TEXT,
+  'model.embedding_dim': _COUNT,
+  'model.init_from': _optional(_TEXT),
+  'loss.name': _TEXT,
+  'miner.name': _optional(_TEXT),
+  'head.sub_centers': _COUNT,
+  'optimizer.name': _TEXT,
+  'optimizer.learning_rate': _POSITIVE,
+  'optimizer.warmup_steps': _NATURAL,
+  'optimizer.schedule': _TEXT,
+  'optimizer.weight_decay': _NONNEGATIVE,
+  'optimizer.clip_norm': _optional(_POSITIVE),
+  'optimizer.head_learning_rate_multiplier': _POSITIVE,
+  'eval.metrics': Rule(
+    'a tuple of names',
+    lambda v: (
+      isinstance(v, Sequence)
+      and not isinstance(v, str)
+      and len(v) > 0
+      and all(isinstance(name, str) for name in v)
+    ),
+  ),
+  'eval.batch_size': _COUNT,
+  'eval.memory_budget_mb': _POSITIVE,
+}
+
+# Sections with keys of their own besides those of RULES.
+_OPEN_SECTIONS = ('loss', 'miner', 'model')
+
+
+def load(path: str) -> ml_collections.ConfigDict:
+  """Reads `configs/circle.py` or `configs/circle.py:mnist`.
+
+  Args:
+    path: a Python file with `get_config(arg=None)`, and after a colon the
+      argument to call it with.
+
+  Returns:
+    The config, with its keys locked.
+
+  Raises:
+    InputError: no such file (with the nearest of its folder), no `get_config`,
+      or an argument that it refuses.
+  """
+  file, _, argument = path.partition(':')
+  if not os.path.isfile(file):
+    folder = os.path.dirname(file) or '.'
+    there = (
+      sorted(name for name in os.listdir(folder) if name.endswith('.py'))
+      if os.path.isdir(folder)
+      else []
+    )
+    near = difflib.get_close_matches(os.path.basename(file), there, n=1)
+    cure = (
+      f'did you mean {os.path.join(folder, near[0])}?'
+      if near
+      else f'there are: {", ".join(there) or "no configs in " + folder}'
+    )
+    raise InputError(f'--config={path}: no file {file!r}; {cure}')
+  # A config imports the default that it varies from beside it, as
+  # `from configs import default`, wherever the command was started.
+  root = os.path.dirname(os.path.dirname(os.path.abspath(file)))
+  spec = importlib.util.spec_from_file_location('_retrieval_config', file)
+  if spec is None:
+    raise InputError(f'--config={path}: allowed is a Python file (*.py)')
+  module = importlib.util.module_from_spec(spec)
+  sys.path.insert(0, root)
+  try:
+    spec.loader.exec_module(module)
+    config = module.get_config(argument) if argument else module.get_config()
+  except Exception as error:  # Whatever a user's file raises is about it.
+    raise InputError(
+      f'--config={path}: {type(error).__name__}: '
+      f'{" ".join(str(error).split())}; get_config(arg=None) has to return a '
+      'ConfigDict'
+    ) from error
+  finally:
+    sys.path.remove(root)
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise InputError(
+      f'--config={path}: get_config returned a {type(config).__name__}; '
+      'allowed is an ml_collections.ConfigDict'
+    )
+  return config.lock()
+
+
+def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
+  """Sets `key` to the value written in `text`, as `--config.KEY=TEXT` does.
+
+  Args:
+    config: changed in place.
+    key: dotted, such as `loss.margin`; it has to exist.
+    text: a Python literal; anything else is a string.
+
+  Raises:
+    InputError: for an unknown key (with the nearest match), a whole section,
+      or a value of another type.
+  """
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    value = {'true': True, 'false': False}.get(text.lower(), text)
+    if text.lower() in ('nan', 'inf', '-inf'):
+      value = float(text)
+  known = flatten(config)
+  if key not in known:
+    raise unknown_name('--config key', key, known)
+  *sections, name = key.split('.')
+  section = config
+  for part in sections:
+    section = section[part]
+  old = section[name]
+  if isinstance(old, tuple) and not isinstance(value, tuple | list):
+    value = (value,)
+  if section.get_type(name) is str and value is not None:
+    value = text
+  try:
+    section[name] = value
+  except TypeError:
+    raise InputError(
+      f'{key} is {text!r}; allowed is a value of type '
+      f'{section.get_type(name).__name__}, such as {old!r}'
+    ) from None
+
+
+def flatten(config: Mapping, prefix: str = '') -> dict[str, Any]:
+  """Returns {'data.batch_size': 32, ...} of nested mappings."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping | ml_collections.ConfigDict):
+      flat.update(flatten(value, f'{prefix}{key}.'))
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def options(section: Mapping, *without: str) -> dict[str, Any]:
+  """Returns a section's hyperparameters: all but its name and `without`."""
+  return {k: v for k, v in section.items() if k not in ('name', *without)}
+
+
+def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns what `models.build_embedder` takes besides the name."""
+  return options(config.model, 'embedding_dim', 'init_from')
+
+
+def miner_spec(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
+  """Returns the miner as `losses.pair_terms` takes it, or None."""
+  return dict(config.miner) if config.miner.name else None
+
+
+def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
+  """Raises `InputError` for the first mistake that needs no data to be seen.
+
+  Args:
+    config: the whole config.
+    num_devices: over all processes; it has to divide both batch sizes.
+  """
+  flat = flatten(config)
+  for key in RULES:
+    if key not in flat:
+      raise InputError(
+        f'{key} is missing from the config; allowed is '
+        f'{RULES[key].allowed}: add it, as configs/default.py has it'
+      )
+  for key, value in flat.items():
+    if key not in RULES and key.split('.')[0] not in _OPEN_SECTIONS:
+      raise unknown_name('config key', key, RULES)
+    if key in RULES and not RULES[key].holds(value):
+      raise InputError(
+        f'{key} is {value!r}; allowed is {RULES[key].allowed}: '
+        f'set --config.{key}'
+      )
+  if config.data.name not in data.DATASETS:
+    raise unknown_name('data.name', config.data.name, data.DATASETS)
+  models.check_model(
+    config.model.name,
+    {'embedding_dim': config.model.embedding_dim, **model_options(config)},
+  )
+  if config.loss.name not in losses.LOSSES:
+    raise unknown_name('loss.name', config.loss.name, losses.LOSSES)
+  losses.check_hyperparameters(config.loss.name, options(config.loss))
+  if config.miner.name:
+    losses.check_miner(config.miner.name, options(config.miner))
+    if config.loss.name != 'triplet_margin':
+      raise InputError(
+        f'miner.name is {config.miner.name!r}, but loss.name '
+        f'{config.loss.name!r} takes no miner: set --config.miner.name=None'
+      )
+  optim.check_names(config.optimizer.name, config.optimizer.schedule)
+  metrics.check_metrics(config.eval.metrics)
+  _validate_batch(config, num_devices)
+
+
+def _validate_batch(config: ml_collections.ConfigDict, num_devices: int):
+  for key in ('data.batch_size', 'eval.batch_size'):
+    size = flatten(config)[key]
+    if size % num_devices:
+      raise InputError(
+        f'{key} is {size}; allowed is a multiple of the {num_devices} devices: '
+        f'set --config.{key}={-(-size // num_devices) * num_devices}'
+      )
+  batch, classes = config.data.batch_size, config.data.classes_per_batch
+  if not classes:
+    return
+  if batch % classes:
+    raise InputError(
+      f'data.classes_per_batch is {classes}; allowed is a divisor of '
+      f'data.batch_size {batch}, so that P classes x K images fill the batch'
+    )
+  is_pair = losses.LOSSES[config.loss.name].kind != 'proxy'
+  if is_pair and batch == classes:
+    raise InputError(
+      f'data.classes_per_batch is {classes} with data.batch_size {batch}, one '
+      f'image a class; allowed are at least 2 for the pair loss '
+      f'{config.loss.name!r}: set --config.data.classes_per_batch='
+      f'{max(1, batch // 4)}'
+    )
+
+
+def validate_dataset(
+  config: ml_collections.ConfigDict, dataset: data.Dataset
+) -> None:
+  """Raises `InputError` where the config and the data do not fit."""
+  if config.data.classes_per_batch > dataset.num_classes:
+    raise InputError(
+      f'data.classes_per_batch is {config.data.classes_per_batch}; allowed is '
+      f'at most {dataset.num_classes}, the classes of {dataset.name}'
+    )
+  if config.data.batch_size > len(dataset.train):
+    raise InputError(
+      f'data.batch_size is {config.data.batch_size}; allowed is at most '
+      f'{len(dataset.train)}, the training images of {dataset.name}'
+    )
+  channels = dataset.image_shape[-1]
+  for key in ('mean', 'std'):
+    if len(config.data[key]) not in (1, channels):
+      raise InputError(
+        f'data.{key} has {len(config.data[key])} numbers; allowed is 1 or '
+        f'{channels}, the channels of {dataset.name}'
+      )
+
+
+def steps_per_epoch(
+  config: ml_collections.ConfigDict, num_examples: int
+) -> int:
+  """Returns the steps in which as many images are seen as there are."""
+  return math.ceil(num_examples / config.data.batch_size)
+
+
+def num_train_steps(
+  config: ml_collections.ConfigDict, num_examples: int
+) -> int:
+  """Returns `num_train_steps`, or the steps of `num_epochs` if it is None."""
+  if config.num_train_steps is not None:
+    return config.num_train_steps
+  return config.num_epochs * steps_per_epoch(config, num_examples)
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+  """Returns the config as JSON text, sorted by key."""
+  return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+  """Returns the config that `to_json` wrote, lists as tuples."""
+
+  def tuples(node):
+    if isinstance(node, dict):
+      return {key: tuples(value) for key, value in node.items()}
+    return tuple(node) if isinstance(node, list) else node
+
+  return ml_collections.ConfigDict(tuples(json.loads(text))).lock()
+
+
+def differing_keys(config: Mapping, other: Mapping) -> list[str]:
+  """Returns the keys, in order, that forbid one run to continue the other."""
+  one, two = flatten(config), flatten(other)
+  missing = object()
+  return sorted(
+    key
+    for key in one.keys() | two.keys()
+    if one.get(key, missing) != two.get(key, missing)
+    and key not in FREE_KEYS
+    and key.split('.')[0] not in FREE_KEYS
+  )

@@ -1,0 +1,297 @@
+"""The loop: trains, measures, saves; stops anywhere and goes on from there."""
+
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import jax
+import ml_collections
+import optax
+
+from retrieval_jax import data
+from retrieval_jax.core.errors import InputError
+from retrieval_jax.training import checkpoint as checkpoint_lib
+from retrieval_jax.training import config as config_lib
+from retrieval_jax.training import (
+  distributed,
+  optim,
+  report,
+  reporting,
+  results,
+  steps,
+)
+from retrieval_jax.training import evaluation as evaluation_lib
+from retrieval_jax.training import state as state_lib
+
+# What the best checkpoint is chosen by, the first of these that is measured.
+_SCORES = ('mean_average_precision_at_r', 'precision_at_1')
+
+_log = logging.getLogger(__name__)
+
+
+class Experiment(NamedTuple):
+  """A validated config with all that is built from it, but no weights."""
+
+  config: ml_collections.ConfigDict
+  dataset: data.Dataset
+  task: steps.Task
+  evaluate: evaluation_lib.Evaluator
+  num_steps: int
+  schedule: optax.Schedule
+  optimizer: optax.GradientTransformation
+
+  @property
+  def epoch_steps(self) -> int:
+    """The steps of an epoch."""
+    return config_lib.steps_per_epoch(self.config, len(self.dataset.train))
+
+  def initial_state(self) -> state_lib.TrainState:
+    """The state of step 0, on the host."""
+    return state_lib.create_state(
+      self.config.seed,
+      self.task.networks,
+      self.optimizer,
+      self.dataset.image_shape,
+    )
+
+
+def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
+  """Loads the data and builds the networks of a config.
+
+  Raises:
+    InputError: for any mistake in the config or the data.
+  """
+  config_lib.validate(config, jax.device_count())
+  dataset = data.load_dataset(config.data.name, config.data.dir)
+  config_lib.validate_dataset(config, dataset)
+  task = steps.make_task(config, dataset.num_classes)
+  num_steps = config_lib.num_train_steps(config, len(dataset.train))
+  schedule = optim.make_schedule(config.optimizer, num_steps)
+  return Experiment(
+    config=config,
+    dataset=dataset,
+    task=task,
+    evaluate=evaluation_lib.Evaluator(config, dataset, task),
+    num_steps=num_steps,
+    schedule=schedule,
+    optimizer=optim.make_optimizer(config.optimizer, schedule),
+  )
+
+
+def train_and_evaluate(
+  config: ml_collections.ConfigDict, workdir: str
+) -> dict[str, float]:
+  """Trains a run to its end, or goes on with it, and measures the result.
+
+  The order of the weights: the workdir's own latest checkpoint; else
+  `model.init_from`, with fresh leaves where shapes differ; else the seed.
+
+  Args:
+    config: see `configs/default.py`.
+    workdir: a new or empty folder, or the one of this very run.
+
+  Returns:
+    The metrics of the last step, {} if the run was asked to stop before it.
+
+  Raises:
+    InputError: a mistake of the user's, or a loss that is not finite.
+  """
+  checkpoint_lib.check_same_config(workdir, config)
+  experiment = make_experiment(config)
+  is_lead = jax.process_index() == 0
+  checkpoint_lib.open_workdir(workdir)
+  if is_lead:
+    results.describe_run(workdir, config, experiment.dataset)
+  with checkpoint_lib.Checkpoints(workdir) as checkpoints:
+    state = _first_state(experiment, checkpoints)
+    first_step = int(state.step)
+    with reporting.Reporter(
+      workdir,
+      first_step=first_step,
+      num_steps=experiment.num_steps,
+      is_lead=is_lead,
+    ) as reporter:
+      if first_step == 0 and is_lead:
+        reporter.hyperparameters(config.to_dict())
+        reporting.log_parameters(state.params)
+      p_train_step = jax.pmap(
+        functools.partial(
+          steps.train_step,
+          task=experiment.task,
+          optimizer=experiment.optimizer,
+          schedule=experiment.schedule,
+        ),
+        axis_name=state_lib.AXIS,
+        donate_argnums=(0,),
+      )
+      return _train(
+        experiment,
+        workdir,
+        checkpoints,
+        reporter,
+        p_train_step,
+        state_lib.replicate(state),
+        first_step,
+      )
+
+
+def evaluate(
+  config: ml_collections.ConfigDict, workdir: str
+) -> dict[str, float]:
+  """Measures the latest checkpoint of a run and writes results and report.
+
+  Args:
+    config: of the run; `eval.*` may differ.
+    workdir: of the run.
+
+  Returns:
+    The metrics.
+
+  Raises:
+    InputError: no such run, another config, no checkpoint, or a damaged one.
+  """
+  checkpoint_lib.read_config(workdir)
+  checkpoint_lib.check_same_config(workdir, config)
+  experiment = make_experiment(config)
+  with checkpoint_lib.Checkpoints(workdir) as checkpoints:
+    if checkpoints.latest_step() is None:
+      raise InputError(
+        f'--workdir={workdir} holds no checkpoint yet; train it first, with '
+        '--mode=train'
+      )
+    state = checkpoints.restore(experiment.initial_state())
+  found = experiment.evaluate(state_lib.replicate(state))
+  if jax.process_index() == 0:
+    results.write_results(
+      workdir, config, experiment.dataset, found, int(state.step)
+    )
+  return found.result.metrics
+
+
+def _first_state(
+  experiment: Experiment, checkpoints: checkpoint_lib.Checkpoints
+) -> state_lib.TrainState:
+  """Returns the host state to start from; see `train_and_evaluate`."""
+  state = experiment.initial_state()
+  latest = checkpoints.latest_step()
+  source = experiment.config.model.init_from
+  if latest is not None:
+    state = checkpoints.restore(state)
+    done = 'is finished' if latest >= experiment.num_steps else 'goes on'
+    _log.info('the run %s: step %d of %d', done, latest, experiment.num_steps)
+  elif source:
+    variables = checkpoint_lib.restore_variables(source)
+    params, taken, fresh = state_lib.merge_params(
+      state.params, variables['params']
+    )
+    if not taken:
+      raise InputError(
+        f'model.init_from is {source!r}, of whose parameters none fits '
+        f'{experiment.config.model.name}; allowed is a run of the same model'
+      )
+    state = state.replace(params=params)
+    if jax.tree.structure(state.batch_stats) == jax.tree.structure(
+      variables['batch_stats']
+    ):
+      state = state.replace(batch_stats=variables['batch_stats'])
+    _log.info(
+      'from %s: took %s; fresh: %s',
+      source,
+      ', '.join(taken),
+      ', '.join(fresh) or 'none',
+    )
+  return state
+
+
+def _train(
+  experiment: Experiment,
+  workdir: str,
+  checkpoints: checkpoint_lib.Checkpoints,
+  reporter: reporting.Reporter,
+  p_train_step: Callable,
+  replicated_state: state_lib.TrainState,
+  first_step: int,
+) -> dict[str, float]:
+  """Runs the steps that are left; returns the last metrics, or {}."""
+  config, num_steps = experiment.config, experiment.num_steps
+  eval_every = config.eval_every_steps or experiment.epoch_steps
+  save_every = config.checkpoint_every_steps or experiment.epoch_steps
+  window = reporting.Window(experiment.task.loss, config.data.batch_size)
+  found, step = None, first_step
+  with (
+    distributed.catch_stop() as stop,
+    contextlib.closing(_train_batches(experiment, first_step)) as batches,
+  ):
+    for step, batch in enumerate(batches, first_step + 1):
+      replicated_state, scalars = p_train_step(replicated_state, batch)
+      window.add(step, scalars)
+      is_last = step == num_steps
+      log_now = is_last or step % config.log_every_steps == 0
+      # Processes have to agree, which costs a collective, so not at each step.
+      may_stop = log_now or jax.process_count() == 1
+      stop_now = may_stop and distributed.any_process(stop.received)
+      eval_now = is_last or (step % eval_every == 0 and not stop_now)
+      save_now = eval_now or stop_now or step % save_every == 0
+      if log_now:
+        scalars = window.report()
+        reporter.progress(step, scalars)
+        reporter.scalars(
+          step, {f'train/{name}': value for name, value in scalars.items()}
+        )
+      if not save_now:
+        continue
+      window.check()  # Nothing that diverged is measured or saved.
+      paused = time.perf_counter()
+      found = None
+      if eval_now:
+        found = experiment.evaluate(replicated_state)
+        reporter.evaluation(step, found.result.metrics)
+      score = found and _score(found.result.metrics)
+      checkpoints.save(state_lib.unreplicate(replicated_state), score)
+      window.exclude(time.perf_counter() - paused)
+      if stop_now and not is_last:
+        _log.info('stopped at step %d; run again to go on from there', step)
+        return {}
+  if found is None:  # The run was finished before.
+    found = experiment.evaluate(replicated_state)
+  if jax.process_index() == 0:
+    page = results.write_results(
+      workdir, config, experiment.dataset, found, step
+    )
+    reporter.image(step, 'eval/gallery', report.gallery_image(page))
+  return found.result.metrics
+
+
+def _train_batches(
+  experiment: Experiment, first_step: int
+) -> Iterator[dict[str, jax.Array]]:
+  """Yields the batches from a step on, on the devices ahead of their use."""
+  config, train = experiment.config, experiment.dataset.train
+  sampler = data.make_sampler(
+    train.labels,
+    seed=config.seed,
+    batch_size=config.data.batch_size,
+    classes_per_batch=config.data.classes_per_batch,
+  )
+
+  def batch(step):
+    return data.load_batch(
+      train,
+      sampler,
+      step,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+
+  return data.prefetch(
+    batch, range(first_step, experiment.num_steps), state_lib.shard
+  )
+
+
+def _score(values: Mapping[str, float]) -> float:
+  """Returns what the best checkpoint is chosen by."""
+  names = [name for name in _SCORES if name in values]
+  return values[names[0]] if names else next(iter(values.values()))

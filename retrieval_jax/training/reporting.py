@@ -1,0 +1,237 @@
+"""What a run says while it runs: a bar or log lines, TensorBoard, history.
+
+This is the only module that knows clu. Of several processes only the first
+reports.
+"""
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tqdm
+from clu import metric_writers, parameter_overview
+
+from retrieval_jax.core.errors import InputError
+from retrieval_jax.training import config as config_lib
+from retrieval_jax.training import state as state_lib
+
+HISTORY_FILE = 'history.jsonl'
+
+_log = logging.getLogger(__name__)
+
+
+def read_history(workdir: str) -> list[dict[str, float]]:
+  """Returns the reported rows in step order: {'step': ..., 'train/loss': ...}.
+
+  A last line that a kill cut short is left out.
+  """
+  path = os.path.join(workdir, HISTORY_FILE)
+  if not os.path.exists(path):
+    return []
+  rows = []
+  with open(path, encoding='utf-8') as file:
+    for line in file:
+      if line.endswith('\n'):
+        rows.append(json.loads(line))
+  return rows
+
+
+def format_results(
+  metrics: Mapping[str, float],
+  ranges: Mapping[str, tuple[float, float]],
+  protocol: Mapping[str, Any],
+) -> str:
+  """Returns the result as a table for the terminal, with what it is of.
+
+  Args:
+    metrics: name -> value.
+    ranges: name -> the values at the worst and the best order of ties.
+    protocol: with `num_queries`, `gallery_size` and `num_lone_queries`.
+  """
+  width = max(map(len, metrics))
+  lines = []
+  for name, value in metrics.items():
+    shown = f'{value:.4f}'
+    low, high = (f'{end:.4f}' for end in ranges.get(name, (value, value)))
+    tied = f'  ({low} to {high} by the order of ties)'
+    lines.append(f'  {name:<{width}}  {shown}{tied if low != high else ""}')
+  lone = protocol['num_lone_queries']
+  without = f', {lone} more without a match left out' if lone else ''
+  return (
+    f'{protocol["num_queries"]} queries, {protocol["gallery_size"]} gallery '
+    f'images{without}\n' + '\n'.join(lines)
+  )
+
+
+def log_parameters(params: Any) -> None:
+  """Logs every parameter's shape and size; `params` is a host tree."""
+  overview = parameter_overview.get_parameter_overview(
+    params, include_stats=False
+  )
+  _log.info('parameters:\n%s', overview)
+
+
+class Reporter:
+  """Writes TensorBoard events and history, and shows the progress.
+
+  Use it as a context manager.
+  """
+
+  def __init__(
+    self, workdir: str, *, first_step: int, num_steps: int, is_lead: bool
+  ):
+    """Opens the writers.
+
+    Args:
+      workdir: where events and history go.
+      first_step: the steps done before; history after it is dropped, since it
+        belongs to steps that are done again.
+      num_steps: of the whole run.
+      is_lead: whether this process reports.
+    """
+    self._history = None
+    self._bar = None
+    if not is_lead:
+      self._writer = metric_writers.MultiWriter([])
+      return
+    rows = [row for row in read_history(workdir) if row['step'] <= first_step]
+    path = os.path.join(workdir, HISTORY_FILE)
+    with open(f'{path}.tmp', 'w', encoding='utf-8') as file:
+      file.writelines(json.dumps(row) + '\n' for row in rows)
+    os.replace(f'{path}.tmp', path)
+    self._history = open(path, 'a', encoding='utf-8')
+    self._writer = metric_writers.SummaryWriter(workdir)
+    if sys.stderr.isatty():
+      self._bar = tqdm.tqdm(
+        total=num_steps, initial=first_step, unit='step', dynamic_ncols=True
+      )
+    self._num_steps = num_steps
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    self._writer.flush()
+    self._writer.close()
+    if self._history is not None:
+      self._history.close()
+    if self._bar is not None:
+      self._bar.close()
+
+  def hyperparameters(self, config: Mapping[str, Any]) -> None:
+    """Writes the config for TensorBoard's table of runs."""
+    flat = config_lib.flatten(config)
+    self._writer.write_hparams(
+      {
+        key: value if isinstance(value, int | float | str) else str(value)
+        for key, value in flat.items()
+      }
+    )
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes named values of a step to TensorBoard and to the history."""
+    self._writer.write_scalars(step, dict(values))
+    self._writer.flush()
+    if self._history is not None:
+      self._history.write(json.dumps({'step': step, **values}) + '\n')
+      self._history.flush()
+
+  def image(self, step: int, name: str, image: np.ndarray) -> None:
+    """Writes a uint8 [H, W, 3] image to TensorBoard."""
+    self._writer.write_images(step, {name: image[None]})
+    self._writer.flush()
+
+  def progress(self, step: int, values: Mapping[str, float]) -> None:
+    """Shows where the run is: on a bar in a terminal, else as a log line."""
+    text = {name: f'{value:.4g}' for name, value in values.items()}
+    if self._bar is not None:
+      self._bar.set_postfix(text, refresh=False)
+      self._bar.update(step - self._bar.n)
+    elif self._history is not None:
+      words = '  '.join(f'{name} {value}' for name, value in text.items())
+      _log.info('step %d/%d  %s', step, self._num_steps, words)
+
+  def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Reports the metrics of a step everywhere at once."""
+    self.scalars(step, {f'eval/{name}': v for name, v in metrics.items()})
+    if self._history is not None:
+      words = '  '.join(f'{name} {v:.4f}' for name, v in metrics.items())
+      _log.info('step %d  %s', step, words)
+
+
+class Window:
+  """The scalars of the steps since the last report, and their time."""
+
+  def __init__(self, loss: str, batch_size: int):
+    """Starts the clock.
+
+    Args:
+      loss: its name, for the message when it diverges.
+      batch_size: global, for the rate.
+    """
+    self._loss = loss
+    self._batch_size = batch_size
+    self._clear()
+
+  def _clear(self):
+    self._pending, self._rows = [], []
+    self._started, self._excluded = time.perf_counter(), 0.0
+
+  def add(self, step: int, replicated_scalars: Mapping[str, Any]) -> None:
+    """Takes the scalars of a step, without waiting for them."""
+    self._pending.append((step, replicated_scalars))
+
+  def check(self) -> None:
+    """Waits for the steps so far; raises `InputError` if one diverged."""
+    fetched = state_lib.unreplicate([scalars for _, scalars in self._pending])
+    for (step, _), scalars in zip(self._pending, fetched, strict=True):
+      values = {name: float(value) for name, value in scalars.items()}
+      _check_finite(step, values, self._loss)
+      self._rows.append(values)
+    self._pending = []
+
+  def exclude(self, seconds: float) -> None:
+    """Leaves a pause out of the rate."""
+    self._excluded += seconds
+
+  def report(self) -> dict[str, float]:
+    """Returns the means since the last call and images a second."""
+    self.check()
+    seconds = time.perf_counter() - self._started - self._excluded
+    means = {
+      name: float(np.mean([row[name] for row in self._rows]))
+      for name in self._rows[0]
+    }
+    rate = len(self._rows) * self._batch_size / seconds
+    self._clear()
+    return means | {'images_per_second': rate}
+
+
+def _check_finite(step: int, values: Mapping[str, float], loss: str) -> None:
+  """Raises `InputError` if the loss or its gradient is NaN or infinite."""
+  wrong = [
+    name
+    for name, value in values.items()
+    if name.startswith(('loss', 'gradient_norm')) and not math.isfinite(value)
+  ]
+  if not wrong:
+    return
+  terms = ', '.join(
+    f'{name.removeprefix("loss_")} {values[name]}'
+    if name != 'loss'
+    else f'{loss} {values[name]}'
+    for name in wrong
+  )
+  rate = values['learning_rate']
+  raise InputError(
+    f'the loss is not finite at step {step} ({terms}; embedding_norm '
+    f'{values["embedding_norm"]:.3g}): training stops and the checkpoints '
+    'before it stay; the likely cause is optimizer.learning_rate, '
+    f'{rate:.3g} at this step: lower it, or set optimizer.clip_norm=1.0'
+  )

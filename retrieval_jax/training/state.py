@@ -1,0 +1,172 @@
+"""What is trained, and where it lies: networks, train state, devices.
+
+The state lives twice: on the devices, every leaf with a leading device axis as
+`jax.pmap` takes it, and on the host without that axis, as it is checkpointed.
+"""
+
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from retrieval_jax import losses, models
+from retrieval_jax.training import config as config_lib
+
+# The pmapped axis: all devices of all processes.
+AXIS = 'batch'
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """All that a step changes.
+
+  Attributes:
+    step: int32 scalar, the number of steps done.
+    params: {'embedder': ..., 'head': ...}; `head` only with a proxy loss.
+    batch_stats: the running statistics of BatchNorm, or {}.
+    opt_state: of the optimizer.
+  """
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+
+
+class Networks(NamedTuple):
+  """The modules of a run: images -> embeddings -> (with proxies) cosines."""
+
+  embedder: nn.Module
+  head: nn.Module | None
+
+
+def build_networks(
+  config: ml_collections.ConfigDict,
+  num_classes: int,
+  axis_name: str | None = AXIS,
+) -> Networks:
+  """Returns the modules that the config names."""
+  embedder = models.build_embedder(
+    config.model.name,
+    config.model.embedding_dim,
+    axis_name=axis_name,
+    **config_lib.model_options(config),
+  )
+  head = None
+  if losses.LOSSES[config.loss.name].kind == 'proxy':
+    head = models.ProxyHead(
+      num_classes=num_classes,
+      embedding_dim=config.model.embedding_dim,
+      sub_centers=config.head.sub_centers,
+    )
+  return Networks(embedder, head)
+
+
+def create_state(
+  seed: int,
+  networks: Networks,
+  optimizer: optax.GradientTransformation,
+  image_shape: tuple[int, int, int],
+) -> TrainState:
+  """Returns the state of step 0 on the host, a function of the seed."""
+
+  def init():
+    key = jax.random.key(seed)
+    images = jnp.zeros((1, *image_shape), jnp.float32)
+    variables = networks.embedder.init(key, images, train=False)
+    params = {'embedder': variables['params']}
+    if networks.head is not None:
+      embeddings = jnp.zeros((1, networks.head.embedding_dim), jnp.float32)
+      # Another stream than the embedder's first layer.
+      head = networks.head.init(jax.random.fold_in(key, 1), embeddings)
+      params['head'] = head['params']
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      batch_stats=variables.get('batch_stats', {}),
+      opt_state=optimizer.init(params),
+    )
+
+  return jax.device_get(jax.jit(init)())
+
+
+def replicate(tree: Any) -> Any:
+  """Copies a host tree to every local device, with a leading device axis.
+
+  The sharding is the one that `jax.pmap` itself gives its outputs. After
+  `flax.jax_utils.replicate` it is another, and the step is traced twice.
+  """
+  devices = jax.local_devices()
+  sharding = _sharding(devices)
+
+  def put(leaf):
+    leaf = np.asarray(leaf)
+    return jax.device_put(
+      np.broadcast_to(leaf, (len(devices), *leaf.shape)), sharding
+    )
+
+  return jax.tree.map(put, tree)
+
+
+def unreplicate(tree: Any) -> Any:
+  """Returns the host tree, numpy leaves without the device axis."""
+  # Indexed on the host: a slice on the device is a program for each leaf.
+  tree = jax.device_get(
+    jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+  )
+  return jax.tree.map(lambda leaf: np.asarray(leaf[0]), tree)
+
+
+def shard(batch: Any) -> Any:
+  """Puts [b, ...] rows of this process on its devices as [devices, B, ...]."""
+  devices = jax.local_devices()
+  sharding = _sharding(devices)
+
+  def put(rows):
+    shape = (len(devices), len(rows) // len(devices), *rows.shape[1:])
+    return jax.device_put(rows.reshape(shape), sharding)
+
+  return jax.tree.map(put, batch)
+
+
+def _sharding(devices) -> NamedSharding:
+  return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+
+
+def merge_params(params: Any, source: Any) -> tuple[Any, list[str], list[str]]:
+  """Takes the leaves of `source` that fit into `params`.
+
+  Args:
+    params: a nested dictionary of arrays, freshly initialised.
+    source: another, of some other run.
+
+  Returns:
+    (merged, taken, fresh): the tree of `params`' structure and the names of
+    the leaves from `source` and of those left as they were, because `source`
+    has none of that name and shape.
+
+  Example:
+    >>> new = {'embedder': {'w': np.zeros(2)}, 'head': {'proxies': np.zeros(3)}}
+    >>> old = {'embedder': {'w': np.ones(2)}, 'head': {'proxies': np.ones(5)}}
+    >>> merge_params(new, old)[1:]
+    (['embedder/w'], ['head/proxies'])
+  """
+  flat = flax.traverse_util.flatten_dict(params, sep='/')
+  other = flax.traverse_util.flatten_dict(source, sep='/')
+  taken = [
+    name
+    for name, leaf in flat.items()
+    if name in other and other[name].shape == leaf.shape
+  ]
+  merged = flat | {name: other[name] for name in taken}
+  fresh = sorted(flat.keys() - set(taken))
+  return (
+    flax.traverse_util.unflatten_dict(merged, sep='/'),
+    sorted(taken),
+    fresh,
+  )

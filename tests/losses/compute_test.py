@@ -1,0 +1,156 @@
+"""What bad input gets, and the one call at a prompt."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from retrieval_jax import losses
+from retrieval_jax.core.errors import InputError
+
+X = np.random.RandomState(0).randn(6, 4).astype(np.float32)
+Y = np.array([0, 0, 1, 1, 2, 2])
+PROXIES = np.random.RandomState(1).randn(6, 4).astype(np.float32)
+
+
+class HyperparametersTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ('circel', {}, "loss.name is 'circel'; did you mean 'circle'"),
+    ('circle', {'scal': 1.0}, "loss.scal is .*did you mean 'scale'"),
+    ('circle', {'margin': 'wide'}, "loss.margin is 'wide'; allowed is a num"),
+    ('circle', {'margin': True}, 'loss.margin is True'),
+    ('circle', {'margin': None}, 'loss.margin is None'),
+    ('circle', {'margin': 0.0}, 'loss.margin is 0.0; allowed .* above 0'),
+    ('circle', {'margin': -0.1}, 'loss.margin is -0.1'),
+    ('circle', {'margin': 1.5}, 'loss.margin is 1.5; .* at most 1'),
+    ('circle', {'margin': math.nan}, 'loss.margin is nan'),
+    ('circle', {'scale': math.inf}, 'loss.scale is inf'),
+    ('circle', {'scale': 0}, 'loss.scale is 0'),
+    ('circle', {'reducer': 'sum'}, "loss.reducer is 'sum'.*nonzero_mean"),
+    ('circle', {'reducer': ['mean']}, 'loss.reducer is'),
+    ('triplet_margin', {'margin': 2.5}, 'loss.margin is 2.5; .* at most 2'),
+    ('arcface', {'margin': 0.5}, "loss.margin is .*did you mean 'margin_deg'"),
+    ('arcface', {'margin_deg': 120}, 'loss.margin_deg is 120; .*degrees'),
+    ('cosface', {'margin': 35}, 'loss.margin is 35'),
+  )
+  def test_a_wrong_one_gets_one_line(self, name, hyper, message):
+    with self.assertRaisesRegex(InputError, message) as caught:
+      losses.check_hyperparameters(name, hyper)
+    self.assertNotIn('\n', str(caught.exception))
+    with self.assertRaises(InputError):
+      losses.compute(name, X, Y, proxies=PROXIES, **hyper)
+
+  @parameterized.parameters(
+    ('circle', {'margin': 1, 'scale': np.float32(256)}),
+    ('triplet_margin', {'margin': 0.2, 'reducer': 'mean'}),
+    ('arcface', {'margin_deg': 28.6, 'scale': 64}),
+    ('cosface', {}),
+  )
+  def test_a_right_one_passes(self, name, hyper):
+    losses.check_hyperparameters(name, hyper)
+
+  @parameterized.parameters(
+    ('triplet', {}, None, "miner.name is 'triplet'; did you mean"),
+    ('triplet_margin', {'margin': -1.0}, None, 'miner.margin is -1.0'),
+    ('triplet_margin', {'margins': 0.1}, None, "did you mean 'margin'"),
+    (
+      'triplet_margin',
+      {'type_of_triplets': 'semi'},
+      None,
+      'miner.type_of_triplets is .*all, easy, hard, semihard',
+    ),
+    ('triplet_margin', {}, 'circle', "loss 'circle' does not take"),
+    ('triplet_margin', {}, 'arcface', "loss 'arcface' does not take"),
+  )
+  def test_a_wrong_miner_gets_one_line(self, name, hyper, loss, message):
+    with self.assertRaisesRegex(InputError, message) as caught:
+      losses.check_miner(name, hyper, loss=loss)
+    self.assertNotIn('\n', str(caught.exception))
+
+  def test_the_prefix_is_that_of_the_config(self):
+    with self.assertRaisesRegex(InputError, 'loss.miner.margin is 0'):
+      losses.check_miner('triplet_margin', {'margin': 0}, 'loss.miner')
+
+
+class ComputeTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ('circle', {'labels': Y[:, None]}, r'labels has shape \(6, 1\)'),
+    ('circle', {'labels': Y.astype(float)}, 'labels has dtype float64'),
+    ('circle', {'labels': Y[:4]}, 'one label a row'),
+    ('circle', {'labels': Y + 2**40}, '32-bit'),
+    ('circle', {'embeddings': X[0]}, r'embeddings has shape \(4,\)'),
+    ('circle', {'embeddings': X.astype(int)}, 'dtype int32; allowed is a flo'),
+    ('circle', {'proxies': PROXIES}, 'takes no proxies'),
+    ('circle', {'ref_embeddings': X}, 'go together'),
+    ('circle', {'ref_labels': Y}, 'go together'),
+    ('circle', {'miner': 'triplet_margin'}, 'does not take'),
+    (
+      'circle',
+      {'ref_embeddings': X[:, :3], 'ref_labels': Y},
+      'ref_embeddings has shape .*width of 4',
+    ),
+    ('triplet_margin', {'miner': {'margin': 0.1}}, 'miner has no name'),
+    ('arcface', {}, "'arcface' needs proxies"),
+    ('arcface', {'proxies': PROXIES[:, :2]}, 'proxies has shape .*width of 4'),
+    ('arcface', {'proxies': PROXIES[:2]}, 'labels has 2; .* at most 1'),
+    ('arcface', {'proxies': PROXIES, 'sub_centers': 4}, 'sub_centers is 4'),
+    (
+      'arcface',
+      {'proxies': PROXIES, 'ref_embeddings': X, 'ref_labels': Y},
+      'not with ref_embeddings',
+    ),
+  )
+  def test_a_mistake_gets_one_line(self, name, change, message):
+    arguments = {'embeddings': X, 'labels': Y} | change
+    with self.assertRaisesRegex(InputError, message) as caught:
+      losses.compute(name, **arguments)
+    self.assertNotIn('\n', str(caught.exception))
+
+  def test_sub_centers_are_the_nearest_of_a_class(self):
+    value = losses.compute('arcface', X, Y, proxies=PROXIES, sub_centers=2)
+    unit = X / np.linalg.norm(X, axis=1, keepdims=True)
+    centers = PROXIES / np.linalg.norm(PROXIES, axis=1, keepdims=True)
+    cosines = np.max((unit @ centers.T).reshape(6, 3, 2), axis=2)
+    terms = losses.arcface(jnp.asarray(cosines), jnp.asarray(Y))
+    expected = losses.reduce_terms(terms)[0]
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+  def test_references_do_not_leave_out_equal_rows(self):
+    # Without references a row is not its own positive; with them it may be.
+    kwargs = {'labels': np.arange(6), 'scale': 4.0}
+    self.assertEqual(losses.compute('circle', X, **kwargs), 0)
+    value = losses.compute(
+      'circle', X, ref_embeddings=X, ref_labels=np.arange(6), **kwargs
+    )
+    self.assertGreater(value, 0)
+
+  @parameterized.parameters('circle', 'triplet_margin', 'arcface', 'cosface')
+  def test_it_can_be_compiled(self, name):
+    proxies = {}
+    if losses.LOSSES[name].kind == 'proxy':
+      proxies = {'proxies': PROXIES}
+    step = jax.jit(lambda x, y: losses.compute(name, x, y, **proxies))
+    np.testing.assert_allclose(
+      step(X, jnp.asarray(Y)), losses.compute(name, X, Y, **proxies), rtol=1e-5
+    )
+
+  def test_terms_are_divided_apart_and_added(self):
+    terms = {
+      'near': (jnp.array([1.0, 3.0]), jnp.array([1.0, 1.0])),
+      'far': (jnp.array([8.0, 0.0]), jnp.array([4.0, 0.0])),
+    }
+    loss, parts = losses.reduce_terms(terms)
+    self.assertEqual(loss, 4.0)
+    self.assertEqual(
+      {k: v.item() for k, v in parts.items()},
+      {
+        'near': 2.0,
+        'far': 2.0,
+      },
+    )
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,219 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import parameterized
+
+from retrieval_jax import models
+from retrieval_jax.core.errors import InputError
+
+# name, options, parameters at 28x28x1 and dimension 50
+CASES = [
+  ('convnet', {}, 406_322),
+  ('convnet', {'normalization': 'batch'}, 406_546),
+  ('convnet', {'dropout': 0.5}, 406_322),
+]
+
+
+def random_images(*shape, seed=0):
+  values = np.random.default_rng(seed).uniform(-1, 1, size=shape)
+  return values.astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnums=(0,), static_argnames=('train',))
+def initialise(embedder, key, images, train=False):
+  return embedder.init(key, images, train)
+
+
+class EmbedderTest(parameterized.TestCase):
+  @parameterized.parameters(CASES)
+  def test_parameter_count(self, name, options, count):
+    embedder = models.build_embedder(name, 50, **options)
+    variables = initialise(
+      embedder, jax.random.key(0), jnp.zeros((1, 28, 28, 1))
+    )
+    leaves = jax.tree.leaves(variables['params'])
+    self.assertEqual(sum(leaf.size for leaf in leaves), count)
+
+  @parameterized.product(
+    case=CASES,
+    dtype=['float32', 'bfloat16'],
+    shape=[(3, 8, 8, 1), (2, 13, 13, 3)],
+  )
+  def test_embeddings_are_float32_and_of_unit_length(self, case, dtype, shape):
+    name, options, _ = case
+    embedder = models.build_embedder(name, 7, dtype=dtype, **options)
+    images = random_images(*shape)
+    variables = initialise(embedder, jax.random.key(0), images)
+    for leaf in jax.tree.leaves(variables):
+      self.assertEqual(leaf.dtype, jnp.float32)
+    embeddings = embedder.apply(variables, images, False)
+    self.assertEqual(embeddings.dtype, jnp.float32)
+    self.assertEqual(embeddings.shape, (shape[0], 7))
+    np.testing.assert_allclose(
+      np.linalg.norm(embeddings, axis=-1), 1.0, rtol=1e-6
+    )
+
+  @parameterized.parameters(CASES)
+  def test_gradients_reach_every_parameter(self, name, options, _):
+    embedder = models.build_embedder(name, 5, **options)
+    images = random_images(6, 8, 8, 1)
+    variables = initialise(embedder, jax.random.key(0), images)
+    weights = random_images(6, 5, seed=1)
+
+    def loss(params):
+      embeddings, _ = embedder.apply(
+        variables | {'params': params},
+        images,
+        train=True,
+        mutable=['batch_stats'],
+        rngs={'dropout': jax.random.key(1)},
+      )
+      return jnp.sum(embeddings * weights)
+
+    for leaf in jax.tree.leaves(jax.grad(loss)(variables['params'])):
+      self.assertTrue(np.isfinite(leaf).all())
+      self.assertGreater(np.abs(leaf).max(), 0)
+
+  def test_a_row_does_not_depend_on_the_others_in_evaluation(self):
+    embedder = models.build_embedder('convnet', 5, normalization='batch')
+    images = random_images(4, 8, 8, 1)
+    variables = initialise(embedder, jax.random.key(0), images)
+    whole = embedder.apply(variables, images, train=False)
+    alone = embedder.apply(variables, images[2:3], train=False)
+    np.testing.assert_allclose(whole[2:3], alone, atol=1e-6)
+
+  def test_dropout_drops_in_training_only(self):
+    embedder = models.build_embedder('convnet', 5, dropout=0.5)
+    images = random_images(2, 8, 8, 1)
+    variables = initialise(embedder, jax.random.key(0), images)
+    apply = functools.partial(embedder.apply, variables, images)
+    first = apply(train=True, rngs={'dropout': jax.random.key(1)})
+    again = apply(train=True, rngs={'dropout': jax.random.key(1)})
+    other = apply(train=True, rngs={'dropout': jax.random.key(2)})
+    np.testing.assert_array_equal(first, again)
+    self.assertGreater(np.abs(first - other).max(), 1e-3)
+    np.testing.assert_array_equal(apply(train=False), apply(train=False))
+
+  def test_batch_statistics_move_towards_those_of_the_batch(self):
+    embedder = models.build_embedder('convnet', 5, normalization='batch')
+    images = random_images(64, 8, 8, 1)
+    variables = initialise(embedder, jax.random.key(0), images)
+    _, updates = embedder.apply(
+      variables, images, train=True, mutable=['batch_stats']
+    )
+    kernel = variables['params']['backbone']['conv_0']['kernel']
+    pooled = models.max_pool(models.conv2d(images, kernel))
+    mean = np.asarray(pooled).mean((0, 1, 2))
+    variance = np.asarray(pooled).var((0, 1, 2))
+    statistics = updates['batch_stats']['backbone']['norm_0']
+    np.testing.assert_allclose(statistics['mean'], 0.1 * mean, rtol=1e-4)
+    np.testing.assert_allclose(
+      statistics['var'], 0.9 + 0.1 * variance, rtol=1e-4
+    )
+
+  @parameterized.parameters('none', 'batch')
+  def test_four_devices_equal_one(self, normalization):
+    build = functools.partial(
+      models.build_embedder, 'convnet', 5, normalization=normalization
+    )
+    # Rows of a device differ from those of the next, so that statistics of a
+    # device are not those of the batch.
+    scale = np.repeat([1.0, 2.0, 3.0, 4.0], 3).astype(np.float32)
+    images = random_images(12, 8, 8, 1) * scale[:, None, None, None]
+    weights = random_images(12, 5, seed=1)
+    variables = initialise(build(), jax.random.key(0), images)
+
+    def step(embedder, variables, images, weights):
+      def loss(params):
+        embeddings, updates = embedder.apply(
+          variables | {'params': params},
+          images,
+          train=True,
+          mutable=['batch_stats'],
+        )
+        return jnp.mean(embeddings * weights), (embeddings, updates)
+
+      return jax.grad(loss, has_aux=True)(variables['params'])
+
+    def device_step(variables, images, weights):
+      gradients, (embeddings, updates) = step(
+        build(axis_name='batch'), variables, images, weights
+      )
+      return jax.lax.pmean(gradients, 'batch'), (embeddings, updates)
+
+    gradients, (embeddings, updates) = jax.jit(
+      functools.partial(step, build())
+    )(variables, images, weights)
+    split = lambda x: x.reshape(4, 3, *x.shape[1:])  # noqa: E731
+    actual = jax.pmap(device_step, 'batch', in_axes=(None, 0, 0))(
+      variables, split(images), split(weights)
+    )
+    actual_gradients, (actual_embeddings, actual_updates) = jax.device_get(
+      actual
+    )
+    for leaf in jax.tree.leaves((actual_gradients, actual_updates)):
+      for replica in leaf[1:]:
+        np.testing.assert_array_equal(replica, leaf[0])
+    jax.tree.map(
+      lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5),
+      (
+        jax.tree.map(lambda leaf: leaf[0], (actual_gradients, actual_updates)),
+        actual_embeddings.reshape(12, 5),
+      ),
+      ((gradients, updates), embeddings),
+    )
+
+  @parameterized.parameters((2, 28, 28), (2, 7, 28, 1), (2, 28, 4, 1))
+  def test_refuses_images_of_a_wrong_shape(self, *shape):
+    embedder = models.build_embedder('convnet', 5)
+    with self.assertRaisesRegex(InputError, r'images have shape \(2, '):
+      embedder.init(jax.random.key(0), jnp.zeros(shape), False)
+
+
+class CheckModelTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ('convnt', {}, "model.name is 'convnt'; did you mean 'convnet'"),
+    ('resnet', {}, "model.name is 'resnet'.*known: convnet|convnet"),
+    (None, {}, 'model.name is None'),
+    (
+      'convnet',
+      {'dropuot': 0.1},
+      "model.dropuot is not an option of 'convnet'; did you mean 'dropout'",
+    ),
+    ('convnet', {'embedding_dim': 0}, 'model.embedding_dim is 0; allowed'),
+    ('convnet', {'embedding_dim': -5}, 'model.embedding_dim is -5; allowed'),
+    ('convnet', {'embedding_dim': 50.0}, 'model.embedding_dim is 50.0'),
+    ('convnet', {'embedding_dim': '50'}, "model.embedding_dim is '50'"),
+    ('convnet', {'embedding_dim': True}, 'model.embedding_dim is True'),
+    ('convnet', {'embedding_dim': None}, 'model.embedding_dim is None'),
+    ('convnet', {'dtype': 'float16'}, "model.dtype is 'float16'; allowed"),
+    ('convnet', {'dtype': jnp.float32}, 'model.dtype is .*; allowed'),
+    ('convnet', {'dropout': 1.0}, 'model.dropout is 1.0; allowed'),
+    ('convnet', {'dropout': -0.1}, 'model.dropout is -0.1; allowed'),
+    ('convnet', {'dropout': float('nan')}, 'model.dropout is nan; allowed'),
+    ('convnet', {'dropout': '0'}, "model.dropout is '0'; allowed"),
+    ('convnet', {'normalization': 'layer'}, "is 'layer'; allowed is one of"),
+    ('convnet', {'normalization': None}, 'is None; allowed is one of none'),
+  )
+  def test_one_line_with_key_and_value(self, name, options, message):
+    with self.assertRaisesRegex(InputError, message) as caught:
+      models.check_model(name, options)
+    self.assertNotIn('\n', str(caught.exception))
+
+  def test_prefix_names_the_key(self):
+    with self.assertRaisesRegex(InputError, 'student.embedding_dim is 0'):
+      models.check_model('convnet', {'embedding_dim': 0}, prefix='student')
+
+  @parameterized.parameters(CASES)
+  def test_accepts_what_builds(self, name, options, _):
+    models.check_model(
+      name, {'embedding_dim': 1, 'dtype': 'bfloat16', **options}
+    )
+
+  def test_build_checks_too(self):
+    with self.assertRaisesRegex(InputError, 'model.embedding_dim is 0'):
+      models.build_embedder('convnet', 0)
+    with self.assertRaisesRegex(InputError, 'model.width is not an option'):
+      models.build_embedder('convnet', 5, width=3)

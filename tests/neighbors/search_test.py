@@ -1,0 +1,103 @@
+"""Exact search against a stable sort of all similarities."""
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from retrieval_jax import neighbors
+from retrieval_jax.core.errors import InputError
+from retrieval_jax.neighbors import search
+
+
+def _draw(number, dim=16, seed=0):
+  random = np.random.default_rng(seed)
+  return random.normal(size=(number, dim)).astype(np.float32)
+
+
+def _brute_force(queries, gallery, k, exclude_self=False):
+  unit = [
+    x.astype(float) / np.linalg.norm(x.astype(float), axis=1, keepdims=True)
+    for x in (queries, gallery)
+  ]
+  similarities = unit[0] @ unit[1].T
+  if exclude_self:
+    np.fill_diagonal(similarities, -np.inf)
+  order = np.argsort(-similarities.round(6), axis=1, kind='stable')[:, :k]
+  return np.take_along_axis(similarities, order, axis=1), order
+
+
+class TopKTest(parameterized.TestCase):
+  @parameterized.parameters((1, 1), (7, 3), (40, 40), (300, 5))
+  def test_equals_brute_force(self, size, k):
+    queries, gallery = _draw(33, seed=1), _draw(size)
+    similarities, indices = neighbors.top_k(queries, gallery, k)
+    expected, expected_indices = _brute_force(queries, gallery, k)
+    np.testing.assert_allclose(similarities, expected, atol=1e-6)
+    np.testing.assert_array_equal(indices, expected_indices)
+    self.assertEqual(similarities.dtype, np.float32)
+    self.assertEqual(indices.dtype, np.int32)
+
+  @parameterized.product(num_devices=(1, 4), budget_mb=(1, 128))
+  def test_tiles_devices_and_budget_change_nothing(
+    self, num_devices, budget_mb
+  ):
+    queries, gallery = _draw(70, dim=40, seed=1), _draw(9001, dim=40)
+    gallery[8000] = gallery[5]
+    expected = _brute_force(queries, gallery, 10)
+    similarities, indices = search._search(
+      queries,
+      gallery,
+      10,
+      False,
+      budget_mb * 2**20,
+      devices=jax.local_devices()[:num_devices],
+    )
+    np.testing.assert_array_equal(indices, expected[1])
+    np.testing.assert_allclose(similarities, expected[0], atol=1e-6)
+
+  def test_ties_come_by_index(self):
+    gallery = np.repeat(_draw(3, dim=50), [2000, 3000, 4000], axis=0)
+    gallery = gallery[np.random.default_rng(0).permutation(9000)]
+    queries = gallery[:5]
+    _, indices = neighbors.top_k(queries, gallery, 30)
+    for query, found in zip(queries, indices, strict=True):
+      equal = np.flatnonzero((gallery == query).all(axis=1))
+      np.testing.assert_array_equal(found, equal[:30])
+
+  def test_exclude_self_keeps_duplicates(self):
+    x = _draw(20)
+    x[13] = x[2]
+    _, indices = neighbors.top_k(x, x, 19, exclude_self=True)
+    self.assertEqual(indices[2, 0], 13)
+    self.assertEqual(indices[13, 0], 2)
+    self.assertFalse((indices == np.arange(20)[:, None]).any())
+    _, expected = _brute_force(x, x, 19, exclude_self=True)
+    np.testing.assert_array_equal(indices, expected)
+
+  def test_zero_rows_have_similarity_zero(self):
+    gallery = np.array([[-1.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
+    similarities, indices = neighbors.top_k(gallery[2:], gallery, 3)
+    self.assertEqual(indices.tolist(), [[2, 1, 0]])
+    self.assertEqual(similarities.tolist(), [[1.0, 0.0, -1.0]])
+
+  @parameterized.parameters(0, 21, -1, 2.0, True, None)
+  def test_bad_k(self, k):
+    with self.assertRaisesRegex(InputError, 'from 1 to 20'):
+      neighbors.top_k(_draw(3), _draw(20), k)
+
+  def test_bad_input(self):
+    x = _draw(20)
+    with self.assertRaisesRegex(InputError, 'from 1 to 19'):
+      neighbors.top_k(x, x, 20, exclude_self=True)
+    with self.assertRaisesRegex(InputError, 'exclude_self'):
+      neighbors.top_k(x[:5], x, 3, exclude_self=True)
+    with self.assertRaisesRegex(InputError, '15 columns'):
+      neighbors.top_k(x, x[:, :15], 3)
+    with self.assertRaisesRegex(InputError, 'gallery row 4 '):
+      bad = x.copy()
+      bad[4, 0] = np.nan
+      neighbors.top_k(x, bad, 3)
+
+
+if __name__ == '__main__':
+  absltest.main()

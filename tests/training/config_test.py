@@ -1,0 +1,162 @@
+"""Every mistake in a config is one line with key, value and cure."""
+
+import pathlib
+
+import ml_collections
+import pytest
+
+from retrieval_jax.core.errors import InputError
+from retrieval_jax.training import config as config_lib
+
+CONFIGS = sorted(
+  path
+  for path in (pathlib.Path(__file__).parents[2] / 'configs').glob('*.py')
+  if path.stem not in ('default', '__init__')
+)
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('argument', ['', ':mnist', ':fashion_mnist'])
+def test_every_config_validates(path, argument):
+  config_lib.validate(config_lib.load(f'{path}{argument}'))
+
+
+@pytest.mark.parametrize(
+  'key, text, words',
+  [
+    ('data.batch_size', '0', 'at least 1'),
+    ('data.batch_size', '-32', 'at least 1'),
+    ('num_epochs', '0', 'at least 1'),
+    ('num_train_steps', '-5', 'at least 1'),
+    ('log_every_steps', '0', 'at least 1'),
+    ('seed', '-1', 'an integer from 0'),
+    ('optimizer.learning_rate', 'nan', 'above 0'),
+    ('optimizer.learning_rate', 'inf', 'above 0'),
+    ('optimizer.learning_rate', '0', 'above 0'),
+    ('optimizer.weight_decay', '-0.1', 'at least 0'),
+    ('optimizer.clip_norm', '-1.0', 'above 0'),
+    ('optimizer.head_learning_rate_multiplier', '0', 'above 0'),
+    ('model.embedding_dim', '0', 'at least 1'),
+    ('data.std', '(0.0,)', 'above 0'),
+    ('data.mean', '(0.1, 0.2)', '1 or 3'),
+    ('eval.metrics', '()', 'a tuple of names'),
+    ('eval.memory_budget_mb', '0', 'above 0'),
+    ('loss.margin', 'nan', 'loss.margin'),
+    ('loss.scale', '-80.0', 'loss.scale'),
+    ('loss.scale', '0.0', 'loss.scale'),
+    ('loss.name', 'cirle', "did you mean 'circle'"),
+    ('data.name', 'mnist_5', "did you mean 'mnist_5k'"),
+    ('model.name', 'convnett', "did you mean 'convnet'"),
+    ('optimizer.name', 'adamv', "did you mean 'adamw'"),
+    ('optimizer.schedule', 'cosin', "did you mean 'cosine'"),
+    ('eval.metrics', "('precision_at_one',)", "did you mean 'precision_at_1'"),
+    ('miner.name', 'triplet_margin', 'takes no miner'),
+    ('data.classes_per_batch', '7', 'a divisor of'),
+    ('data.classes_per_batch', '32', 'one image a class'),
+  ],
+)
+def test_bad_values(key, text, words):
+  config = config_lib.load(str(CONFIGS[0].with_name('circle.py')))
+  config_lib.override(config, key, text)
+  with pytest.raises(InputError) as error:
+    config_lib.validate(config)
+  message = str(error.value)
+  assert key in message
+  assert words in message
+  assert '\n' not in message
+
+
+def test_batch_has_to_divide_by_the_devices():
+  config = config_lib.load(str(CONFIGS[0].with_name('circle.py')))
+  config_lib.override(config, 'data.batch_size', '30')
+  with pytest.raises(InputError, match='multiple of the 4 devices.*=32'):
+    config_lib.validate(config, num_devices=4)
+
+
+def test_overrides_are_checked_against_what_is_there():
+  config = config_lib.load(str(CONFIGS[0].with_name('circle.py')))
+  with pytest.raises(InputError, match="did you mean 'data.batch_size'"):
+    config_lib.override(config, 'data.batchsize', '3')
+  with pytest.raises(InputError, match='Known: '):
+    config_lib.override(config, 'data', '3')
+  with pytest.raises(InputError, match=r'num_epochs is .1\.5.* type int'):
+    config_lib.override(config, 'num_epochs', '1.5')
+  with pytest.raises(InputError, match='num_epochs.*type int'):
+    config_lib.override(config, 'num_epochs', 'ten')
+  config_lib.override(config, 'optimizer.clip_norm', '1')
+  config_lib.override(config, 'miner.name', 'None')
+  config_lib.override(config, 'data.mean', '0.5')
+  config_lib.override(config, 'data.dir', '7')
+  assert config.optimizer.clip_norm == 1.0
+  assert config.miner.name is None
+  assert config.data.mean == (0.5,)
+  assert config.data.dir == '7'
+
+
+@pytest.mark.parametrize(
+  'text, words',
+  [
+    ('x = 1', 'AttributeError'),
+    ('def get_config(arg=None):\n  return {}', 'ConfigDict'),
+    ('def get_config(arg=None):\n  raise KeyError("no")', 'KeyError'),
+    ('def get_config(:', 'SyntaxError'),
+    ('import not_a_module_of_mine', 'not_a_module_of_mine'),
+  ],
+)
+def test_broken_config_files(tmp_path, text, words):
+  path = tmp_path / 'mine.py'
+  path.write_text(text)
+  with pytest.raises(InputError, match=words) as error:
+    config_lib.load(str(path))
+  assert '\n' not in str(error.value)
+
+
+def test_missing_config_file_names_the_nearest():
+  with pytest.raises(InputError, match='did you mean .*circle.py'):
+    config_lib.load(str(CONFIGS[0].with_name('circel.py')))
+
+
+def test_missing_and_unknown_keys_of_own_configs():
+  config = config_lib.load(str(CONFIGS[0].with_name('circle.py'))).unlock()
+  del config.eval.batch_size
+  with pytest.raises(InputError, match='eval.batch_size is missing'):
+    config_lib.validate(config)
+  config = config_lib.load(str(CONFIGS[0].with_name('circle.py'))).unlock()
+  config.optimizer.learningrate = 0.1
+  with pytest.raises(InputError, match='optimizer.learning_rate'):
+    config_lib.validate(config)
+  config = config_lib.load(str(CONFIGS[0].with_name('circle.py'))).unlock()
+  config.loss.margn = 0.1
+  with pytest.raises(InputError, match="loss.margn.*did you mean 'margin'"):
+    config_lib.validate(config)
+
+
+def test_more_classes_in_a_batch_than_the_data_have(make_config, tiny_dataset):
+  config = make_config(data__classes_per_batch=16, data__batch_size=32)
+  with pytest.raises(InputError, match='at most 10'):
+    config_lib.validate_dataset(config, tiny_dataset)
+  config = make_config(data__batch_size=96)
+  with pytest.raises(InputError, match='at most 80'):
+    config_lib.validate_dataset(config, tiny_dataset)
+
+
+def test_json_round_trip(make_config):
+  config = make_config('arcface')
+  again = config_lib.from_json(config_lib.to_json(config))
+  assert isinstance(again, ml_collections.ConfigDict)
+  assert again.to_dict() == config.to_dict()
+  assert config_lib.differing_keys(config, again) == []
+
+
+def test_differing_keys_leave_out_what_may_differ(make_config):
+  one = make_config()
+  other = make_config(log_every_steps=5, eval__batch_size=32, seed=3)
+  assert config_lib.differing_keys(one, other) == ['seed']
+
+
+def test_steps(make_config):
+  config = make_config()
+  assert config_lib.num_train_steps(config, 80) == 6
+  config = make_config(num_train_steps=None, num_epochs=3)
+  assert config_lib.num_train_steps(config, 80) == 15
+  assert config_lib.num_train_steps(config, 81) == 18

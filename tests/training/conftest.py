@@ -1,0 +1,65 @@
+"""A run small enough for a test: 8 x 8 digits, ten classes, two steps."""
+
+import functools
+import pathlib
+
+import numpy as np
+import pytest
+
+from retrieval_jax import data
+from retrieval_jax.training import config as config_lib
+
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+
+
+@functools.cache
+def _tiny_dataset(data_dir=None) -> data.Dataset:
+  """Ten noisy prototypes: 8 images of each to train on, 4 to ask for."""
+  rng = np.random.default_rng(0)
+  prototypes = rng.uniform(0, 255, (10, 8, 8, 1))
+
+  def source(per_class):
+    labels = np.tile(np.arange(10, dtype=np.int32), per_class)
+    noise = rng.normal(0, 60, (len(labels), 8, 8, 1))
+    images = np.clip(prototypes[labels] + noise, 0, 255).astype(np.uint8)
+    return data.Source(images, labels)
+
+  train = source(8)
+  return data.Dataset(
+    name='tiny',
+    train=train,
+    gallery=train,
+    query=source(4),
+    num_classes=10,
+    image_shape=(8, 8, 1),
+    class_names=tuple(map(str, range(10))),
+  )
+
+
+@pytest.fixture(autouse=True)
+def tiny_dataset(monkeypatch):
+  """Registers the data set `tiny`."""
+  monkeypatch.setitem(data.DATASETS, 'tiny', _tiny_dataset)
+  return _tiny_dataset()
+
+
+@pytest.fixture
+def make_config():
+  """Returns a function from a config's name and overrides to a tiny config."""
+
+  def make(name='circle', **overrides):
+    config = config_lib.load(f'{CONFIGS / name}.py:tiny')
+    values = {
+      'data.batch_size': 16,
+      'num_train_steps': 6,
+      'eval_every_steps': 3,
+      'checkpoint_every_steps': 2,
+      'log_every_steps': 2,
+      'optimizer.warmup_steps': 1,
+      'eval.batch_size': 16,
+    } | {key.replace('__', '.'): value for key, value in overrides.items()}
+    for key, value in values.items():
+      config_lib.override(config, key, str(value))
+    return config
+
+  return make

@@ -1,0 +1,260 @@
+"""A whole run: trained, measured, stopped, continued, refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import retrieval_jax
+from retrieval_jax import data
+from retrieval_jax.core.errors import InputError
+from retrieval_jax.training import checkpoint, loop, reporting
+
+_LOSSES = ('circle', 'triplet', 'arcface', 'cosface')
+
+
+def _assert_same_run(one, other):
+  trees = [checkpoint.restore_variables(str(run)) for run in (one, other)]
+  for a, b in zip(*map(jax.tree.leaves, trees), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def _fail_at(monkeypatch, step, action):
+  """Calls `action` when the batch of a step is made."""
+  load_batch = data.load_batch
+
+  def load(source, sampler, at, **processes):
+    if at == step:
+      action()
+    return load_batch(source, sampler, at, **processes)
+
+  monkeypatch.setattr(data, 'load_batch', load)
+
+
+@pytest.mark.parametrize('name', _LOSSES)
+def test_a_run_leaves_what_it_says(make_config, tmp_path, capsys, name):
+  run = tmp_path / 'run'
+  found = loop.train_and_evaluate(make_config(name), str(run))
+  results = json.loads((run / 'results.json').read_text())
+  assert results['step'] == 6
+  test = results['evaluations']['test']
+  assert test['metrics'] == found
+  assert all(0 <= value <= 1 for value in found.values())
+  assert test['protocol']['num_queries'] == 40
+  assert test['protocol']['gallery_size'] == 80
+  assert '<html' in (run / 'report.html').read_text()
+  assert 'precision_at_1' in capsys.readouterr().out
+  files = os.listdir(run)
+  assert any(name.startswith('events.out.tfevents') for name in files)
+  rows = reporting.read_history(str(run))
+  assert [r['step'] for r in rows if 'train/loss' in r] == [2, 4, 6]
+  assert [r['step'] for r in rows if 'eval/precision_at_1' in r] == [3, 6]
+  assert ('train/top_1_accuracy' in rows[0]) == (name in _LOSSES[2:])
+  assert not [name for name in files if name.endswith('.tmp')]
+
+
+def test_tensorboard_holds_scalars_image_and_hyperparameters(
+  make_config, tmp_path
+):
+  from tensorboard.backend.event_processing import event_accumulator
+
+  loop.train_and_evaluate(make_config('arcface'), str(tmp_path / 'run'))
+  events = event_accumulator.EventAccumulator(
+    str(tmp_path / 'run'), size_guidance={'tensors': 0}
+  )
+  events.Reload()
+  tags = set(events.Tags()['tensors'])
+  assert {
+    'train/loss',
+    'train/learning_rate',
+    'train/gradient_norm',
+    'train/embedding_norm',
+    'train/images_per_second',
+    'train/top_5_accuracy',
+    'eval/mean_average_precision_at_r',
+    'eval/gallery',
+  } <= tags
+  assert '_hparams_/session_start_info' in str(events.Tags())
+
+
+def test_continued_equals_uninterrupted(make_config, tmp_path, monkeypatch):
+  config = make_config('arcface', data__classes_per_batch=8)
+  loop.train_and_evaluate(config, str(tmp_path / 'whole'))
+
+  def crash():
+    raise ConnectionError('power cut')
+
+  with monkeypatch.context() as patch:
+    _fail_at(patch, 5, crash)
+    with pytest.raises(ConnectionError):
+      loop.train_and_evaluate(config, str(tmp_path / 'cut'))
+  with checkpoint.Checkpoints(str(tmp_path / 'cut')) as checkpoints:
+    assert checkpoints.latest_step() < 6
+  loop.train_and_evaluate(config, str(tmp_path / 'cut'))
+  _assert_same_run(tmp_path / 'whole', tmp_path / 'cut')
+  steps = [row['step'] for row in reporting.read_history(str(tmp_path / 'cut'))]
+  whole = reporting.read_history(str(tmp_path / 'whole'))
+  assert steps == [row['step'] for row in whole]
+
+
+def test_sigterm_saves_and_the_run_goes_on(
+  make_config, tmp_path, monkeypatch, caplog
+):
+  config = make_config(checkpoint_every_steps=100, eval_every_steps=100)
+  loop.train_and_evaluate(config, str(tmp_path / 'whole'))
+  with monkeypatch.context() as patch:
+    _fail_at(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert loop.train_and_evaluate(config, str(tmp_path / 'cut')) == {}
+  assert 'run again to go on' in caplog.text
+  with checkpoint.Checkpoints(str(tmp_path / 'cut')) as checkpoints:
+    assert 1 <= checkpoints.latest_step() < 6
+  loop.train_and_evaluate(config, str(tmp_path / 'cut'))
+  _assert_same_run(tmp_path / 'whole', tmp_path / 'cut')
+
+
+def test_a_finished_run_says_so_and_evaluates(make_config, tmp_path, caplog):
+  caplog.set_level('INFO')
+  config = make_config()
+  first = loop.train_and_evaluate(config, str(tmp_path))
+  changed = make_config(eval__metrics=('recall_at_5',), log_every_steps=1)
+  again = loop.train_and_evaluate(changed, str(tmp_path))
+  assert 'the run is finished: step 6 of 6' in caplog.text
+  assert set(again) == {'recall_at_5'}
+  assert loop.evaluate(config, str(tmp_path)) == first
+
+
+def test_another_config_is_refused(make_config, tmp_path):
+  loop.train_and_evaluate(make_config(), str(tmp_path))
+  before = (tmp_path / 'results.json').read_text()
+  other = make_config(seed=1, optimizer__learning_rate=0.5)
+  with pytest.raises(
+    InputError, match=r'optimizer.learning_rate 0.001 -> 0.5, seed 0 -> 1'
+  ):
+    loop.train_and_evaluate(other, str(tmp_path))
+  assert (tmp_path / 'results.json').read_text() == before
+
+
+def test_evaluate_without_a_run(make_config, tmp_path):
+  with pytest.raises(InputError, match='not the workdir of a run'):
+    loop.evaluate(make_config(), str(tmp_path))
+
+
+def test_a_loss_that_is_not_finite_stops(make_config, tmp_path):
+  config = make_config(
+    'circle',
+    optimizer__name='sgd',
+    optimizer__learning_rate=1e30,
+    optimizer__warmup_steps=2,
+    num_train_steps=20,
+    checkpoint_every_steps=1,
+  )
+  with pytest.raises(InputError, match=r'not finite at step \d+ .*circle'):
+    loop.train_and_evaluate(config, str(tmp_path))
+  for leaf in jax.tree.leaves(checkpoint.restore_params(str(tmp_path))):
+    assert np.isfinite(leaf).all()
+  assert not (tmp_path / 'results.json').exists()
+
+
+def test_init_from_takes_what_fits(make_config, tmp_path, caplog):
+  caplog.set_level('INFO')
+  loop.train_and_evaluate(make_config('circle'), str(tmp_path / 'first'))
+  config = make_config(
+    'arcface',
+    model__init_from=str(tmp_path / 'first'),
+    num_train_steps=1,
+    optimizer__learning_rate=1e-30,
+  )
+  loop.train_and_evaluate(config, str(tmp_path / 'second'))
+  assert 'fresh: head/proxies' in caplog.text
+  one, two = (
+    checkpoint.restore_params(str(tmp_path / name))['embedder']
+    for name in ('first', 'second')
+  )
+  for a, b in zip(*map(jax.tree.leaves, (one, two)), strict=True):
+    np.testing.assert_array_equal(a, b)
+  missing = make_config(model__init_from=str(tmp_path / 'nothing'))
+  with pytest.raises(InputError, match='nothing is not the workdir'):
+    loop.train_and_evaluate(missing, str(tmp_path / 'third'))
+
+
+def test_load_embeds_as_the_evaluation_did(make_config, tmp_path, tiny_dataset):
+  from PIL import Image
+
+  config = make_config('cosface')
+  loop.train_and_evaluate(config, str(tmp_path))
+  model = retrieval_jax.load(str(tmp_path))
+  images = tiny_dataset.query.images_at(np.arange(5))
+  embeddings = model.embed(images)
+  assert embeddings.shape == (5, 50)
+  np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
+  pictures = [Image.fromarray(image[..., 0]) for image in images]
+  pictures[0].save(tmp_path / 'a.png')
+  mixed = [str(tmp_path / 'a.png'), pictures[1], images[2], *pictures[3:]]
+  np.testing.assert_allclose(model.embed(mixed), embeddings, atol=1e-6)
+  np.testing.assert_allclose(
+    model.embed(images, batch_size=2), embeddings, atol=1e-6
+  )
+  experiment = loop.make_experiment(config)
+  variables = checkpoint.restore_variables(str(tmp_path))
+  from retrieval_jax.training import state as state_lib
+
+  rows = experiment.evaluate.embed(
+    state_lib.replicate(
+      {
+        'params': variables['params']['embedder'],
+        'batch_stats': variables['batch_stats'],
+      }
+    ),
+    tiny_dataset.query,
+  )
+  assert rows.shape == (40, 50)
+  np.testing.assert_allclose(rows[:5], embeddings, atol=1e-6)
+  with pytest.raises(InputError, match='not the workdir'):
+    retrieval_jax.load(str(tmp_path / 'nothing'))
+
+
+_COMMAND = (
+  '--config=configs/arcface.py',
+  '--config.num_train_steps=60',
+  '--config.checkpoint_every_steps=5',
+  '--config.log_every_steps=1',
+)
+
+
+def _start(workdir, *flags):
+  return subprocess.Popen(
+    [sys.executable, '-m', 'retrieval_jax.main', *_COMMAND]
+    + [f'--workdir={workdir}', *flags],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+@pytest.mark.slow
+def test_kill_9_loses_no_more_than_since_the_checkpoint(tmp_path):
+  whole = _start(tmp_path / 'whole')
+  output, _ = whole.communicate(timeout=300)
+  assert whole.returncode == 0, output
+  cut = _start(tmp_path / 'cut')
+  folder = tmp_path / 'cut' / 'checkpoints'
+  deadline = time.time() + 300
+  while not [s for s in (10, 15, 20, 25) if (folder / str(s)).exists()]:
+    assert cut.poll() is None, cut.stdout.read()
+    assert time.time() < deadline
+    time.sleep(0.05)
+  cut.kill()
+  cut.wait()
+  with checkpoint.Checkpoints(str(tmp_path / 'cut')) as checkpoints:
+    assert 10 <= checkpoints.latest_step() < 60
+  again = _start(tmp_path / 'cut')
+  output, _ = again.communicate(timeout=300)
+  assert again.returncode == 0, output
+  assert 'the run goes on' in output
+  _assert_same_run(tmp_path / 'whole', tmp_path / 'cut')

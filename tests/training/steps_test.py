@@ -1,0 +1,162 @@
+"""One step is the same step on one device and on many."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from retrieval_jax.training import optim, steps
+from retrieval_jax.training import state as state_lib
+
+_LOSSES = ('circle', 'triplet', 'arcface', 'cosface')
+
+
+def _batch(dataset, size=16):
+  rows = np.arange(size)
+  return {
+    'images': dataset.train.images_at(rows),
+    'labels': dataset.train.labels[rows],
+  }
+
+
+def _setup(config, dataset, axis_name):
+  schedule = optim.make_schedule(config.optimizer, 10)
+  optimizer = optim.make_optimizer(config.optimizer, schedule)
+  task = steps.make_task(config, dataset.num_classes, axis_name)
+  state = state_lib.create_state(0, task.networks, optimizer, (8, 8, 1))
+  step = functools.partial(
+    steps.train_step,
+    task=task,
+    optimizer=optimizer,
+    schedule=schedule,
+    axis_name=axis_name,
+  )
+  return state, step
+
+
+def _one_and_four(config, dataset, num_steps=1):
+  """Returns (state, scalars) after steps on one device and on four."""
+  batch = _batch(dataset)
+  one, step = _setup(config, dataset, None)
+  step = jax.jit(step)
+  four, p_step = _setup(config, dataset, state_lib.AXIS)
+  four = state_lib.replicate(four)
+  p_step = jax.pmap(p_step, axis_name=state_lib.AXIS)
+  for _ in range(num_steps):
+    one, scalars = step(one, batch)
+    four, p_scalars = p_step(four, state_lib.shard(batch))
+  return (one, scalars), (four, p_scalars)
+
+
+@pytest.mark.parametrize('name', _LOSSES)
+@pytest.mark.parametrize('normalization', ['none', 'batch'])
+def test_four_devices_equal_one(make_config, tiny_dataset, name, normalization):
+  # Plain SGD, since Adam's first step is the sign of the gradient.
+  config = make_config(
+    name,
+    model__normalization=normalization,
+    optimizer__name='sgd',
+    optimizer__warmup_steps=0,
+  )
+  (one, scalars), (four, p_scalars) = _one_and_four(config, tiny_dataset)
+  for leaf, p_leaf in zip(
+    jax.tree.leaves(one), jax.tree.leaves(four), strict=True
+  ):
+    p_leaf = np.asarray(p_leaf)
+    for device in range(1, 4):
+      np.testing.assert_array_equal(p_leaf[device], p_leaf[0])
+    scale = max(1e-3, np.abs(leaf).max())
+    np.testing.assert_allclose(p_leaf[0], leaf, atol=1e-5 * scale)
+  for name, value in scalars.items():
+    np.testing.assert_allclose(
+      p_scalars[name][0], value, rtol=1e-4, atol=1e-6, err_msg=name
+    )
+
+
+def test_replicas_stay_bitwise_equal(make_config, tiny_dataset):
+  _, (four, _) = _one_and_four(make_config('arcface'), tiny_dataset, 5)
+  for leaf in jax.tree.leaves(four):
+    leaf = np.asarray(leaf)
+    for device in range(1, 4):
+      np.testing.assert_array_equal(leaf[device], leaf[0])
+
+
+def test_traces_once(make_config, tiny_dataset):
+  state, step = _setup(make_config(), tiny_dataset, state_lib.AXIS)
+  traces = []
+
+  def counted(state, batch):
+    traces.append(1)
+    return step(state, batch)
+
+  p_step = jax.pmap(counted, axis_name=state_lib.AXIS, donate_argnums=(0,))
+  state = state_lib.replicate(state)
+  for _ in range(3):
+    batch = state_lib.shard(_batch(tiny_dataset))
+    state, _ = p_step(state, batch)
+  assert len(traces) == 1
+
+
+@pytest.mark.parametrize('name', _LOSSES)
+def test_a_few_steps_lower_the_loss(make_config, tiny_dataset, name):
+  config = make_config(name, optimizer__schedule='constant')
+  state, step = _setup(config, tiny_dataset, None)
+  step, batch = jax.jit(step), _batch(tiny_dataset)
+  values = []
+  for _ in range(25):
+    state, scalars = step(state, batch)
+    values.append(float(scalars['loss']))
+  assert values[-1] < 0.7 * values[1]
+
+
+def test_bfloat16_keeps_float32_parameters(make_config, tiny_dataset):
+  state, step = _setup(
+    make_config('arcface', model__dtype='bfloat16'), tiny_dataset, None
+  )
+  state, scalars = jax.jit(step)(state, _batch(tiny_dataset))
+  assert np.isfinite(scalars['loss'])
+  for leaf in jax.tree.leaves(state.params):
+    assert leaf.dtype == jnp.float32
+
+
+def test_embeddings_come_back_in_order(make_config, tiny_dataset):
+  config = make_config()
+  state, _ = _setup(config, tiny_dataset, None)
+  variables = {
+    'params': state.params['embedder'],
+    'batch_stats': state.batch_stats,
+  }
+  images = _batch(tiny_dataset)['images']
+  one = steps.embed_step(
+    variables,
+    images,
+    task=steps.make_task(config, 10, None),
+    axis_name=None,
+  )
+  p_embed = jax.pmap(
+    functools.partial(steps.embed_step, task=steps.make_task(config, 10)),
+    axis_name=state_lib.AXIS,
+  )
+  four = p_embed(state_lib.replicate(variables), state_lib.shard(images))
+  np.testing.assert_allclose(four[0], one, atol=1e-6)
+  np.testing.assert_allclose(jnp.linalg.norm(one, axis=1), 1.0, rtol=1e-5)
+
+
+def test_accuracy_counts_ties_and_nan_against():
+  cosines = jnp.array([[0.5, 0.5, 0.1], [0.1, 0.9, 0.2], [jnp.nan] * 3])
+  labels = jnp.array([0, 1, 2])
+  np.testing.assert_allclose(steps.top_k_accuracy(cosines, labels, 1), 1 / 3)
+  np.testing.assert_allclose(steps.top_k_accuracy(cosines, labels, 2), 2 / 3)
+
+
+def test_margin_does_not_enter_the_accuracy(make_config, tiny_dataset):
+  """With margin logits a fresh model at a huge margin would score zero."""
+  config = make_config('cosface', optimizer__schedule='constant')
+  state, step = _setup(config, tiny_dataset, None)
+  step, batch = jax.jit(step), _batch(tiny_dataset)
+  for _ in range(30):
+    state, scalars = step(state, batch)
+  assert scalars['top_1_accuracy'] == 1.0
+  assert scalars['top_5_accuracy'] == 1.0
