@@ -4,14 +4,58 @@ It stands beside the package so that its doctests run under it too.
 """
 
 import os
-
-# In the environment, for the processes that tests start as well.
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+import pathlib
+import tempfile
 
 import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+_CONFIGS = pathlib.Path(__file__).parent / 'configs'
+_FOLDER = tempfile.TemporaryDirectory(prefix='retrieval_jax_')
+
+# The user's own cache stays as it is.
+os.environ['RETRIEVAL_JAX_CACHE'] = os.path.join(_FOLDER.name, 'data')
 
 jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
+# These also for the processes that tests start. Tests that train run the same
+# few programs again and again, so what is compiled once is kept.
+for _name, _value in (
+  ('jax_platforms', 'cpu'),
+  ('jax_compilation_cache_dir', os.path.join(_FOLDER.name, 'compiled')),
+  ('jax_persistent_cache_min_compile_time_secs', 0.0),
+):
+  jax.config.update(_name, _value)
+  os.environ[_name.upper()] = str(_value)
+
 # The scripts that recorded the golden values import the peers.
 collect_ignore = ['tests/golden']
+
+
+@pytest.fixture(scope='session')
+def example_folder(tmp_path_factory):
+  """A folder with a run in `runs/circle` and the images that examples name."""
+  from retrieval_jax import data
+  from retrieval_jax.training import config, loop
+
+  folder = tmp_path_factory.mktemp('example')
+  settings = config.load(
+    str(pathlib.Path(__file__).parent / 'configs/circle.py')
+  )
+  config.override(settings, 'num_train_steps', '2')
+  loop.train_and_evaluate(settings, str(folder / 'runs' / 'circle'))
+  images = data.load_dataset('mnist_5k').query.images_at(np.arange(4))
+  names = ('query.png', 'a.png', 'b.png', 'c.png')
+  for name, image in zip(names, images, strict=True):
+    Image.fromarray(image[..., 0]).save(folder / name)
+  return folder
+
+
+@pytest.fixture(autouse=True)
+def examples_run_where_their_files_are(request, monkeypatch):
+  """Runs the doctest of `retrieval_jax.load` beside a run."""
+  if request.node.name in ('retrieval_jax.load', '__init__.load'):
+    monkeypatch.chdir(request.getfixturevalue('example_folder'))

@@ -154,11 +154,6 @@ def measure(
   return Measurement(case, results[0], results[1] if case.peer else None)
 
 
-def table(measurements: Sequence[Measurement], peer: str = 'peer') -> str:
-  """Returns the measurements as a markdown table."""
-  return '\n'.join(_table_lines(measurements, peer))
-
-
 def main(script: str, cases: Sequence[Case], peer: str = 'peer') -> None:
   """Runs a benchmark script: parses its flags, measures, prints the table.
 

@@ -37,6 +37,14 @@ def load(workdir: str, step: int | None = None):
 
   Raises:
     InputError: the folder is not a run, or has no such checkpoint.
+
+  Example:
+    >>> model = load('runs/circle')
+    >>> gallery = model.embed(['a.png', 'b.png', 'c.png'])
+    >>> queries = model.embed(['query.png'])
+    >>> similarities, indices = neighbors.top_k(queries, gallery, k=2)
+    >>> gallery.shape, similarities.shape
+    ((3, 50), (1, 2))
   """
   # Imported here: losses and metrics do not need a checkpoint library.
   from retrieval_jax import inference

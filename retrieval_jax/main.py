@@ -133,6 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.WARNING
   )
   _log.setLevel(logging.INFO)
+  # Orbax and clu log through absl what is no news to a user.
+  logging.getLogger('absl').setLevel(logging.ERROR)
   try:
     run(sys.argv[1:] if argv is None else argv)
   except InputError as error:

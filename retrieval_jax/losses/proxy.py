@@ -1,8 +1,8 @@
 """Softmax losses with a margin, over the cosines with a proxy of each class.
 
 The margin touches the logit of the own class alone, so the log-sum-exp is taken
-with that one replaced; the cosines and their gradient are the only [B, C]
-arrays there are.
+with that one replaced: the cosines and their gradient are the only [B, C]
+arrays that are kept.
 """
 
 import functools
@@ -10,7 +10,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from retrieval_jax.losses.terms import Terms
 
@@ -113,11 +112,8 @@ def cosface(
 def _margin_softmax(cosines, labels, target, scale, weights):
   """Cross-entropy with the own cosine c replaced by target(c)."""
   cosines = cosines.astype(jnp.float32)
-  # A selection, not a gather: the gradient of a gather is a matrix of zeros
-  # with a few numbers in it, that of a selection is part of one pass.
-  own = jnp.sum(jnp.where(_is_own(cosines, labels), cosines, 0.0), axis=1)
-  logits = scale * target(own)
-  values = _logsumexp_with(cosines, labels, logits, scale) - logits
+  logits = scale * target(_own_cosines(cosines, labels))
+  values = _logsumexp_with(scale, cosines, labels, logits) - logits
   values = jnp.where(labels < cosines.shape[1], values, jnp.nan)
   valid = labels >= 0
   counts = valid.astype(jnp.float32)
@@ -128,15 +124,42 @@ def _margin_softmax(cosines, labels, target, scale, weights):
   return {'loss': (jnp.where(valid, values, 0.0), counts)}
 
 
-# The backward pass takes the exponentials again: they are cheaper than a [B, C]
-# array to keep them in.
-@functools.partial(jax.checkpoint, static_argnums=3)
-def _logsumexp_with(cosines, labels, logits, scale):
+# Derivatives are written by hand so that all of the gradient is one elementwise
+# pass over the cosines: the derivative of a gather is a matrix of zeros, that
+# of a softmax keeps a matrix of exponentials.
+
+
+@jax.custom_jvp
+def _own_cosines(cosines, labels):
+  """Returns c_iy [B]; of padding, that of any class."""
+  labels = jnp.clip(labels, 0, cosines.shape[1] - 1)
+  return jnp.take_along_axis(cosines, labels[:, None], axis=1)[:, 0]
+
+
+@_own_cosines.defjvp
+def _own_cosines_jvp(primals, tangents):
+  cosines, labels = primals
+  tangent = jnp.where(_is_own(cosines, labels), tangents[0], 0.0)
+  return _own_cosines(cosines, labels), jnp.sum(tangent, axis=1)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _logsumexp_with(scale, cosines, labels, logits):
   """Returns log(e^{logits_i} + sum_{j != y_i} e^{scale c_ij}), [B]."""
   others = jnp.where(_is_own(cosines, labels), -jnp.inf, scale * cosines)
-  largest = lax.stop_gradient(jnp.maximum(jnp.max(others, axis=1), logits))
+  largest = jnp.maximum(jnp.max(others, axis=1), logits)
   total = jnp.sum(jnp.exp(others - largest[:, None]), axis=1)
   return largest + jnp.log(total + jnp.exp(logits - largest))
+
+
+@_logsumexp_with.defjvp
+def _logsumexp_with_jvp(scale, primals, tangents):
+  cosines, labels, logits = primals
+  value = _logsumexp_with(scale, cosines, labels, logits)
+  softmax = jnp.exp(scale * cosines - value[:, None])
+  softmax = jnp.where(_is_own(cosines, labels), 0.0, softmax)
+  tangent = jnp.sum(scale * softmax * tangents[0], axis=1)
+  return value, tangent + jnp.exp(logits - value) * tangents[2]
 
 
 def _is_own(cosines, labels):

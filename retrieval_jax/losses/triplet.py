@@ -103,8 +103,9 @@ def count_triplets(
 
   The positives are taken in chunks, against all candidates at a time; a
   comparison counts for both pairs of its triplet and is summed where it is
-  made. (Sorting each row instead, O(G log G), was measured to be slower up to
-  1,024 rows on a CPU, where XLA's sort alone costs ten times the counting.)
+  made. (Sorting each row instead, O(G log G), was measured on a CPU from 32 to
+  1,024 rows and is slower at each: at 1,024 rows of 10 classes 14 ms for the
+  counting, 58 ms for a bitonic sort alone, 214 ms for XLA's.)
 
   Args:
     distances: [B, G] float32.

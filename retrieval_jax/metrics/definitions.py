@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from retrieval_jax.core import errors
-from retrieval_jax.metrics.ranking import Ranks
+from retrieval_jax.metrics.ranks import Ranks
 
 
 class Ties(NamedTuple):
@@ -309,12 +309,21 @@ def _expectations(metric, groups, ranks):
   return sums if metric.first_only else sums / ranks.num_positives
 
 
-def tie_rates(ranks: Ranks) -> np.ndarray:
-  """Returns [B], the share of a query's positives that tie with a negative."""
+def tie_rates(ranks: Ranks, num_candidates: int) -> np.ndarray:
+  """Returns how likely a positive and a negative of a query tie.
+
+  Args:
+    ranks: of the block.
+    num_candidates: rows of the gallery, without the query itself.
+
+  Returns:
+    [B] float64 in [0, 1], the share of (positive, negative) pairs that tie. It
+    does not grow with the gallery: distinct embeddings stay near 1e-6.
+  """
   if ranks.tied is None:
     return np.zeros(len(ranks.queries))
-  tied = np.add.reduceat((ranks.tied > 0).astype(float), ranks.starts)
-  return tied / ranks.num_positives
+  pairs = ranks.num_positives * (num_candidates - ranks.num_positives)
+  return np.add.reduceat(ranks.tied, ranks.starts) / np.maximum(pairs, 1)
 
 
 def _find_ties(ranks: Ranks) -> Ties:

@@ -25,6 +25,7 @@ import numpy as np
 from retrieval_jax.core import relations, tiles
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.metrics import definitions, ranking
+from retrieval_jax.metrics.ranks import RESOLUTION
 
 DEFAULT_METRICS = (
   'precision_at_1',
@@ -35,8 +36,9 @@ DEFAULT_METRICS = (
   'recall_at_10',
 )
 
-# Distinct embeddings hardly tie: 10,000 random ones reach 0.004.
-COLLAPSE_TIE_RATE = 0.1
+# Of (positive, negative) pairs. Distinct embeddings stay near 1e-6; where a
+# fifth of the rows has collapsed to a point it is about 0.2 ** 3.
+COLLAPSE_TIE_RATE = 0.005
 
 _SLACK = 1e-9
 
@@ -51,7 +53,7 @@ class RetrievalResult:
       equal to the metric where nothing ties.
     protocol: similarity, num_queries, num_lone_queries, gallery_size,
       self_excluded, num_zero_embeddings, tie_rate (mean share of a query's
-      positives that tie with a negative), tie_resolution (similarities that
+      (positive, negative) pairs that tie), tie_resolution (similarities that
       round to the same multiple tie), definitions (name -> sentence) and
       warnings (sentences, usually none). JSON types only.
     per_query: name -> [Q] float64, NaN for lone queries.
@@ -225,7 +227,8 @@ def _evaluate(
   down = dict.fromkeys(metrics, 0.0)
   up = dict.fromkeys(metrics, 0.0)
   num_ranked, tie_sum = 0, 0.0
-  for ranks in ranking.rank_positives(
+  num_candidates = len(gallery) - self_excluded
+  for block in ranking.rank_positives(
     queries,
     labels,
     gallery,
@@ -235,12 +238,12 @@ def _evaluate(
     primitive=primitive,
     devices=devices,
   ):
-    for name, values in definitions.evaluate(ranks, metrics).items():
-      per_query[name][ranks.queries] = values.expected
+    for name, values in definitions.evaluate(block, metrics).items():
+      per_query[name][block.queries] = values.expected
       down[name] += float((values.expected - values.lowest).sum())
       up[name] += float((values.highest - values.expected).sum())
-    num_ranked += len(ranks.queries)
-    tie_sum += float(definitions.tie_rates(ranks).sum())
+    num_ranked += len(block.queries)
+    tie_sum += float(definitions.tie_rates(block, num_candidates).sum())
   if not num_ranked:
     raise InputError(
       f'query_labels: none of the {len(queries)} queries has another row of '
@@ -270,7 +273,7 @@ def _evaluate(
       'self_excluded': self_excluded,
       'num_zero_embeddings': num_zero,
       'tie_rate': tie_rate,
-      'tie_resolution': ranking.RESOLUTION,
+      'tie_resolution': RESOLUTION,
       'definitions': {name: row.definition for name, row in metrics.items()},
       'warnings': _warnings(tie_rate, num_zero),
     },
@@ -287,9 +290,9 @@ def _warnings(tie_rate: float, num_zero: int) -> list[str]:
   sentences = []
   if tie_rate > COLLAPSE_TIE_RATE:
     sentences.append(
-      f'the embeddings may have collapsed: {tie_rate:.0%} of the positives '
-      'tie with a negative, so the metrics are mostly chance; look at the '
-      'ranges, and at the loss, the learning rate and the last layer'
+      f'the embeddings may have collapsed: {tie_rate:.1%} of the pairs '
+      'of a positive and a negative tie, so the metrics are partly chance; '
+      'look at the ranges, the loss, the learning rate and the last layer'
     )
   if num_zero:
     sentences.append(

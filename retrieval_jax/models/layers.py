@@ -12,8 +12,8 @@ they are written out, with the same values:
     (257 ms against 10 ms on 256 images of 28x28x32).
 
 These functions have a custom reverse rule, so `jax.jvp` does not apply to them.
-On a CPU XLA runs any convolution inside `lax.scan`, `map` or `while_loop` some
-twenty times slower than outside: keep the training step out of such a loop.
+On a CPU the kernel's gradient runs some twenty times slower inside `lax.scan`,
+`map` or `while_loop` than outside: keep the training step out of such a loop.
 """
 
 from collections.abc import Callable, Sequence

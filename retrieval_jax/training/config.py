@@ -269,12 +269,9 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     raise unknown_name('loss.name', config.loss.name, losses.LOSSES)
   losses.check_hyperparameters(config.loss.name, options(config.loss))
   if config.miner.name:
-    losses.check_miner(config.miner.name, options(config.miner))
-    if config.loss.name != 'triplet_margin':
-      raise InputError(
-        f'miner.name is {config.miner.name!r}, but loss.name '
-        f'{config.loss.name!r} takes no miner: set --config.miner.name=None'
-      )
+    losses.check_miner(
+      config.miner.name, options(config.miner), loss=config.loss.name
+    )
   optim.check_names(config.optimizer.name, config.optimizer.schedule)
   metrics.check_metrics(config.eval.metrics)
   _validate_batch(config, num_devices)

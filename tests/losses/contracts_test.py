@@ -124,18 +124,11 @@ ROWS = (
     triplet_loops,
     {'margin': 0.15, 'miner': SEMIHARD},
   ),
-  Case(
-    'triplet_semihard_mean',
-    'triplet_margin',
-    triplet_loops,
-    {'margin': 0.15, 'miner': SEMIHARD, 'reducer': 'mean'},
-  ),
   Case('arcface', 'arcface', arcface_loops, {}),
   Case(
     'arcface_soft', 'arcface', arcface_loops, {'margin_deg': 60.0, 'scale': 3.0}
   ),
   Case('cosface', 'cosface', cosface_loops, {}),
-  Case('cosface_soft', 'cosface', cosface_loops, {'margin': 0.2, 'scale': 3.0}),
 )
 CASES = {case.name: case for case in ROWS}
 EACH = tuple((name, case) for name, case in CASES.items())

@@ -395,17 +395,32 @@ class TiesTest(parameterized.TestCase):
     result = metrics.evaluate_retrieval(embeddings, labels)
     self.assertLen(result.protocol['warnings'], 1)
 
-  def test_no_alarm_for_embeddings_that_differ(self):
-    embeddings, labels = _clusters(200, 8, 5)
-    result = metrics.evaluate_retrieval(embeddings, labels)
+  @parameterized.parameters(200, 40_000)
+  def test_no_alarm_for_embeddings_that_differ(self, size):
+    # In a large gallery nearly every positive ties with some negative.
+    embeddings, labels = _clusters(size, 8, 4)
+    result = metrics.evaluate_retrieval(
+      embeddings[:50], labels[:50], embeddings, labels
+    )
     self.assertEqual(result.protocol['warnings'], [])
+    self.assertLess(result.protocol['tie_rate'], 1e-5)
+
+  def test_tie_rate_is_the_share_of_pairs(self):
+    # The positive of query 0 is as near as two of its five negatives; the
+    # positive of query 1 as none.
+    axes = np.eye(4)
+    gallery = axes[[0, 0, 0, 1, 2, 3]]
+    labels = np.array([5, 1, 2, 6, 3, 4])
+    queries = axes[[0, 3]] + 0.1 * axes[[1, 1]]
+    result = _evaluate(queries, np.array([5, 4]), gallery, labels)
+    self.assertAlmostEqual(result.protocol['tie_rate'], (2 / 5 + 0) / 2)
 
   def test_zero_rows_are_as_far_from_everything(self):
     embeddings, labels = _clusters(30, 8, 5)
     embeddings[3] = 0
     result = _evaluate(embeddings, labels)
     self.assertEqual(result.protocol['num_zero_embeddings'], 1)
-    self.assertRegex(result.protocol['warnings'][0], 'zero')
+    self.assertRegex(result.protocol['warnings'][-1], 'zero')
     # Everything ties for the zero query: 5 of the 29 others are positives.
     self.assertAlmostEqual(result.per_query['precision_at_1'][3], 5 / 29)
 

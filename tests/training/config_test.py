@@ -50,7 +50,7 @@ def test_every_config_validates(path, argument):
     ('optimizer.name', 'adamv', "did you mean 'adamw'"),
     ('optimizer.schedule', 'cosin', "did you mean 'cosine'"),
     ('eval.metrics', "('precision_at_one',)", "did you mean 'precision_at_1'"),
-    ('miner.name', 'triplet_margin', 'takes no miner'),
+    ('miner.name', 'triplet_margin', 'does not take'),
     ('data.classes_per_batch', '7', 'a divisor of'),
     ('data.classes_per_batch', '32', 'one image a class'),
   ],

@@ -106,6 +106,7 @@ def test_continued_equals_uninterrupted(make_config, tmp_path, monkeypatch):
 def test_sigterm_saves_and_the_run_goes_on(
   make_config, tmp_path, monkeypatch, caplog
 ):
+  caplog.set_level('INFO')
   config = make_config(checkpoint_every_steps=100, eval_every_steps=100)
   loop.train_and_evaluate(config, str(tmp_path / 'whole'))
   with monkeypatch.context() as patch:

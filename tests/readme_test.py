@@ -1,0 +1,48 @@
+"""What the README tells people to run, runs."""
+
+import pathlib
+import re
+
+import pytest
+
+from retrieval_jax import main
+from retrieval_jax.training import config as config_lib
+
+ROOT = pathlib.Path(__file__).parents[1]
+TEXT = (ROOT / 'README.md').read_text()
+SNIPPETS = re.findall(r'```python\n(.*?)```', TEXT, flags=re.DOTALL)
+COMMANDS = sorted(set(re.findall(r'--config=configs/[^`\n#]*', TEXT)))
+
+
+@pytest.mark.parametrize('snippet', SNIPPETS)
+def test_python(snippet, example_folder, monkeypatch):
+  monkeypatch.chdir(example_folder)
+  names = {}
+  exec(compile(snippet, 'README.md', 'exec'), names)
+  if 'indices' in names:
+    assert names['indices'].shape == (1, 2)
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_flags_are_valid(command, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  head, braces, rest = command.partition('{')
+  names, _, tail = rest.partition('}')
+  for name in names.split(',') if braces else ['']:
+    flags, overrides = main.parse_flags((head + name + tail).split())
+    config = config_lib.load(flags.config)
+    for key, text in overrides:
+      config_lib.override(config, key, text)
+    config_lib.validate(config)
+
+
+def test_files_and_sections_that_are_linked_exist():
+  for target in re.findall(r'\]\(([^)]+)\)', TEXT):
+    path, _, anchor = target.partition('#')
+    if path.startswith('http'):
+      continue
+    file = ROOT / path if path else ROOT / 'README.md'
+    assert file.exists(), target
+    if anchor:
+      headings = re.findall(r'^#+ (.*)$', file.read_text(), flags=re.M)
+      assert anchor in [h.lower().replace(' ', '-') for h in headings], target
