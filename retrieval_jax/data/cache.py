@@ -5,13 +5,15 @@ a damaged file are log lines, and the arrays are then made again.
 """
 
 import contextlib
+import logging
 import os
 import pathlib
 import uuid
 from collections.abc import Callable
 
 import numpy as np
-from absl import logging
+
+_log = logging.getLogger(__name__)
 
 
 def cache_folder() -> pathlib.Path:
@@ -50,7 +52,7 @@ def cached_arrays(
   # Whatever a damaged file makes numpy raise (zlib.error, BadZipFile, EOFError,
   # KeyError, ...), the cure is the same.
   except Exception as error:
-    logging.warning('Cache file %s is not used: %r; made anew.', path, error)
+    _log.warning('Cache file %s is not used: %r; made anew.', path, error)
     arrays = None
   if arrays is None:
     arrays = make()
@@ -82,7 +84,7 @@ def _write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
       np.savez(file, **arrays)
     os.replace(temporary, path)
   except OSError as error:
-    logging.warning('Cannot cache in %s: %s; works without.', path, error)
+    _log.warning('Cannot cache in %s: %s; works without.', path, error)
     # Of a full disk, the part that was written.
     with contextlib.suppress(OSError):
       temporary.unlink()

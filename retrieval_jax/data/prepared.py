@@ -8,18 +8,20 @@ there is a network.
 import hashlib
 import io
 import json
+import logging
 import urllib.error
 import urllib.request
 from typing import Any
 
 import numpy as np
 import PIL.Image
-from absl import logging
 from etils import epath
 
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.data.cache import cached_arrays
 from retrieval_jax.data.sources import Dataset, Source
+
+_log = logging.getLogger(__name__)
 
 _FORMAT = 'array_record'
 _CURE = (
@@ -123,7 +125,7 @@ def _prepare(builder: Any) -> None:
       f'{missing} and cannot be downloaded ({min(servers)} is out of reach); '
       f'{_CURE}'
     )
-  logging.info('Downloading and preparing %s in %s.', builder.name, path)
+  _log.info('Downloading and preparing %s in %s.', builder.name, path)
   try:
     builder.download_and_prepare(file_format=_FORMAT)
   except Exception as error:
@@ -193,7 +195,7 @@ def _decode_splits(
   builder: Any, splits: tuple[str, ...]
 ) -> dict[str, np.ndarray]:
   """Decodes splits: {split}_images [N, H, W, C], {split}_labels [N] int32."""
-  logging.info('Decoding %s once.', builder.info.full_name)
+  _log.info('Decoding %s once.', builder.info.full_name)
   arrays = {}
   for split in splits:
     try:

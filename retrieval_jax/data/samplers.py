@@ -7,14 +7,16 @@ there, and on every process. Shuffling is numpy's Philox (Salmon et al., SC
 """
 
 import dataclasses
+import logging
 import threading
 from collections.abc import Callable
 
 import numpy as np
-from absl import logging
 
 from retrieval_jax.core import relations
 from retrieval_jax.core.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 Sampler = Callable[[int], np.ndarray]
 """sampler(step) -> [batch_size] int64, rows of the training set."""
@@ -195,12 +197,6 @@ def _balanced_sampler(
       f'data.batch_size {batch_size}: a batch is P classes x K images each'
     )
   images_per_class = batch_size // classes_per_batch
-  if images_per_class == 1:
-    raise InputError(
-      f'data.classes_per_batch is {classes_per_batch} and so is '
-      'data.batch_size: with one image a class there is no positive pair; set '
-      f'it to at most {batch_size // 2}, or to 0 for uniform sampling'
-    )
   order = np.argsort(labels, kind='stable')
   starts = np.unique(labels[order], return_index=True)[1]
   rows_of_class = tuple(np.split(order, starts[1:])) if len(labels) else ()
@@ -211,7 +207,7 @@ def _balanced_sampler(
     )
   sizes = np.array([len(rows) for rows in rows_of_class])
   if (small := int((sizes < images_per_class).sum())) > 0:
-    logging.warning(
+    _log.warning(
       '%d of %d classes have fewer than the %d images a class that a batch '
       'takes: their images repeat within a batch.',
       small,

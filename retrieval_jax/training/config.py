@@ -285,14 +285,8 @@ def _validate_batch(config: ml_collections.ConfigDict, num_devices: int):
         f'{key} is {size}; allowed is a multiple of the {num_devices} devices: '
         f'set --config.{key}={-(-size // num_devices) * num_devices}'
       )
+  # That P divides the batch, and that there are P classes, the sampler checks.
   batch, classes = config.data.batch_size, config.data.classes_per_batch
-  if not classes:
-    return
-  if batch % classes:
-    raise InputError(
-      f'data.classes_per_batch is {classes}; allowed is a divisor of '
-      f'data.batch_size {batch}, so that P classes x K images fill the batch'
-    )
   is_pair = losses.LOSSES[config.loss.name].kind != 'proxy'
   if is_pair and batch == classes:
     raise InputError(
@@ -307,16 +301,6 @@ def validate_dataset(
   config: ml_collections.ConfigDict, dataset: data.Dataset
 ) -> None:
   """Raises `InputError` where the config and the data do not fit."""
-  if config.data.classes_per_batch > dataset.num_classes:
-    raise InputError(
-      f'data.classes_per_batch is {config.data.classes_per_batch}; allowed is '
-      f'at most {dataset.num_classes}, the classes of {dataset.name}'
-    )
-  if config.data.batch_size > len(dataset.train):
-    raise InputError(
-      f'data.batch_size is {config.data.batch_size}; allowed is at most '
-      f'{len(dataset.train)}, the training images of {dataset.name}'
-    )
   channels = dataset.image_shape[-1]
   for key in ('mean', 'std'):
     if len(config.data[key]) not in (1, channels):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 import optax
 
 from retrieval_jax import data
@@ -37,6 +38,7 @@ class Experiment(NamedTuple):
 
   config: ml_collections.ConfigDict
   dataset: data.Dataset
+  sampler: Callable[[int], np.ndarray]
   task: steps.Task
   evaluate: evaluation_lib.Evaluator
   num_steps: int
@@ -73,6 +75,12 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
   return Experiment(
     config=config,
     dataset=dataset,
+    sampler=data.make_sampler(
+      dataset.train.labels,
+      seed=config.seed,
+      batch_size=config.data.batch_size,
+      classes_per_batch=config.data.classes_per_batch,
+    ),
     task=task,
     evaluate=evaluation_lib.Evaluator(config, dataset, task),
     num_steps=num_steps,
@@ -248,7 +256,7 @@ def _train(
       found = None
       if eval_now:
         found = experiment.evaluate(replicated_state)
-        reporter.evaluation(step, found.result.metrics)
+        reporter.evaluation(step, found.result)
       score = found and _score(found.result.metrics)
       checkpoints.save(state_lib.unreplicate(replicated_state), score)
       window.exclude(time.perf_counter() - paused)
@@ -269,18 +277,11 @@ def _train_batches(
   experiment: Experiment, first_step: int
 ) -> Iterator[dict[str, jax.Array]]:
   """Yields the batches from a step on, on the devices ahead of their use."""
-  config, train = experiment.config, experiment.dataset.train
-  sampler = data.make_sampler(
-    train.labels,
-    seed=config.seed,
-    batch_size=config.data.batch_size,
-    classes_per_batch=config.data.classes_per_batch,
-  )
 
   def batch(step):
     return data.load_batch(
-      train,
-      sampler,
+      experiment.dataset.train,
+      experiment.sampler,
       step,
       process_index=jax.process_index(),
       process_count=jax.process_count(),

@@ -17,6 +17,7 @@ import numpy as np
 import tqdm
 from clu import metric_writers, parameter_overview
 
+from retrieval_jax import metrics
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import state as state_lib
@@ -42,30 +43,19 @@ def read_history(workdir: str) -> list[dict[str, float]]:
   return rows
 
 
-def format_results(
-  metrics: Mapping[str, float],
-  ranges: Mapping[str, tuple[float, float]],
-  protocol: Mapping[str, Any],
-) -> str:
-  """Returns the result as a table for the terminal, with what it is of.
-
-  Args:
-    metrics: name -> value.
-    ranges: name -> the values at the worst and the best order of ties.
-    protocol: with `num_queries`, `gallery_size` and `num_lone_queries`.
-  """
-  width = max(map(len, metrics))
+def format_results(result: metrics.RetrievalResult) -> str:
+  """Returns the metrics as a table for the terminal, with what they are of."""
+  width = max(map(len, result.metrics))
   lines = []
-  for name, value in metrics.items():
-    shown = f'{value:.4f}'
-    low, high = (f'{end:.4f}' for end in ranges.get(name, (value, value)))
-    tied = f'  ({low} to {high} by the order of ties)'
-    lines.append(f'  {name:<{width}}  {shown}{tied if low != high else ""}')
-  lone = protocol['num_lone_queries']
-  without = f', {lone} more without a match left out' if lone else ''
+  for name, value in result.metrics.items():
+    low, high = (f'{end:.4f}' for end in result.ranges[name])
+    tied = f'  ({low} to {high} by the order of ties)' if low != high else ''
+    lines.append(f'  {name:<{width}}  {value:.4f}{tied}')
+  lone = result.protocol['num_lone_queries']
+  without = f', {lone} of them left out for want of a match' if lone else ''
   return (
-    f'{protocol["num_queries"]} queries, {protocol["gallery_size"]} gallery '
-    f'images{without}\n' + '\n'.join(lines)
+    f'{result.protocol["num_queries"]} queries{without}, '
+    f'{result.protocol["gallery_size"]} gallery images\n' + '\n'.join(lines)
   )
 
 
@@ -157,12 +147,15 @@ class Reporter:
       words = '  '.join(f'{name} {value}' for name, value in text.items())
       _log.info('step %d/%d  %s', step, self._num_steps, words)
 
-  def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Reports the metrics of a step everywhere at once."""
-    self.scalars(step, {f'eval/{name}': v for name, v in metrics.items()})
+  def evaluation(self, step: int, result: metrics.RetrievalResult) -> None:
+    """Reports the metrics of a step, and the warnings that go with them."""
+    values = result.metrics
+    self.scalars(step, {f'eval/{name}': v for name, v in values.items()})
     if self._history is not None:
-      words = '  '.join(f'{name} {v:.4f}' for name, v in metrics.items())
+      words = '  '.join(f'{name} {v:.4f}' for name, v in values.items())
       _log.info('step %d  %s', step, words)
+      for sentence in result.protocol['warnings']:
+        _log.warning('step %d: %s', step, sentence)
 
 
 class Window:

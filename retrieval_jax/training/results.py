@@ -67,9 +67,7 @@ def write_results(
   )
   page = _report_data(workdir, config, dataset, found)
   report.write_report(os.path.join(workdir, REPORT_FILE), page)
-  table = reporting.format_results(
-    found.result.metrics, found.result.ranges, found.result.protocol
-  )
+  table = reporting.format_results(found.result)
   print(f'{table}\n\n  open {os.path.join(workdir, REPORT_FILE)}', flush=True)
   return page
 

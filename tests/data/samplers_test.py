@@ -175,7 +175,6 @@ class SamplersTest(parameterized.TestCase):
     ('seed', {'seed': -1}, 'seed is -1'),
     ('p_negative', {'classes_per_batch': -1}, 'classes_per_batch is -1'),
     ('p_does_not_divide', {'classes_per_batch': 3}, 'does not divide'),
-    ('one_image', {'classes_per_batch': 8}, 'no positive pair'),
     (
       'too_many_classes',
       {'batch_size': 16, 'classes_per_batch': 8},

@@ -141,6 +141,23 @@ def test_another_config_is_refused(make_config, tmp_path):
   assert (tmp_path / 'results.json').read_text() == before
 
 
+@pytest.mark.parametrize(
+  'overrides, words',
+  [
+    ({'data__classes_per_batch': 16, 'data__batch_size': 32}, 'at most 10'),
+    ({'data__classes_per_batch': 5}, 'does not divide'),
+    ({'data__batch_size': 96}, 'at most 80'),
+    ({'data__batch_size': 18}, 'multiple of the 4 devices'),
+  ],
+)
+def test_batches_that_cannot_be_leave_no_workdir(
+  make_config, tmp_path, overrides, words
+):
+  with pytest.raises(InputError, match=words):
+    loop.train_and_evaluate(make_config(**overrides), str(tmp_path / 'run'))
+  assert not (tmp_path / 'run').exists()
+
+
 def test_evaluate_without_a_run(make_config, tmp_path):
   with pytest.raises(InputError, match='not the workdir of a run'):
     loop.evaluate(make_config(), str(tmp_path))
