@@ -1,0 +1,80 @@
+"""Similarities and distances against float64, and gradients at the edges."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import test_util
+
+from retrieval_jax.core import arrays
+
+_RNG = np.random.default_rng(0)
+_X = _RNG.normal(size=(5, 7))
+_Y = _RNG.normal(size=(4, 7))
+
+
+def _unit(x):
+  return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def test_against_float64():
+  expected = _unit(_X) @ _unit(_Y).T
+  x, y = jnp.asarray(_X, jnp.float32), jnp.asarray(_Y, jnp.float32)
+  np.testing.assert_allclose(arrays.normalize(x), _unit(_X), atol=2e-7)
+  np.testing.assert_allclose(arrays.dot_products(x, y), _X @ _Y.T, rtol=1e-5)
+  np.testing.assert_allclose(
+    arrays.cosine_similarities(x, y), expected, atol=3e-7
+  )
+  distances = np.linalg.norm(_unit(_X)[:, None] - _unit(_Y)[None], axis=-1)
+  np.testing.assert_allclose(
+    arrays.euclidean_distances(x, y), distances, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize('scale', [1e-30, 1e-12, 1.0, 1e15, 1e30])
+def test_normalize_at_any_scale(scale):
+  x = jnp.asarray(scale * _X, jnp.float32)
+  np.testing.assert_allclose(arrays.normalize(x), _unit(_X), atol=1e-6)
+  # The gradient of a direction shrinks with the length of the vector.
+  gradient = jax.grad(lambda v: arrays.normalize(v)[:, 0].sum())(x)
+  reference = jax.grad(lambda v: arrays.normalize(v)[:, 0].sum())(
+    jnp.asarray(_X, jnp.float32)
+  )
+  np.testing.assert_allclose(gradient * scale, reference, atol=1e-5)
+
+
+def test_normalize_gradient_against_differences():
+  test_util.check_grads(
+    arrays.normalize, (jnp.asarray(_X, jnp.float32),), order=1, rtol=2e-2
+  )
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+  'function',
+  [arrays.cosine_similarities, arrays.euclidean_distances],
+)
+def test_finite_where_rows_are_equal_opposite_or_zero(function, dtype):
+  rows = [[1.0, 2.0], [1.0, 2.0], [-1.0, -2.0], [0.0, 0.0]]
+  x = jnp.array(rows, dtype)
+  value, gradient = jax.value_and_grad(lambda v: function(v, v).sum())(x)
+  assert np.isfinite(value)
+  assert np.isfinite(gradient.astype(jnp.float32)).all()
+  assert function(x, x).dtype == jnp.float32
+
+
+def test_nan_is_not_hidden():
+  x = jnp.array([[jnp.nan, 1.0], [1.0, 0.0]])
+  assert np.isnan(arrays.cosine_similarities(x, x)[0, 1])
+  assert np.isnan(arrays.euclidean_distances(x, x)[0, 1])
+
+
+def test_sub_centers_take_the_nearest():
+  proxies = jnp.asarray(_RNG.normal(size=(6, 7)), jnp.float32)
+  x = jnp.asarray(_X, jnp.float32)
+  cosines = _unit(_X) @ _unit(np.asarray(proxies)).T
+  np.testing.assert_allclose(
+    arrays.proxy_cosines(x, proxies, sub_centers=3),
+    np.stack([cosines[:, :3].max(1), cosines[:, 3:].max(1)], 1),
+    atol=3e-7,
+  )
