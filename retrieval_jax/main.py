@@ -133,8 +133,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.WARNING
   )
   _log.setLevel(logging.INFO)
-  # Orbax and clu log through absl what is no news to a user.
+  # Orbax and clu log through absl, and TensorFlow (which clu writes events
+  # with) about oneDNN, what is no news to a user.
   logging.getLogger('absl').setLevel(logging.ERROR)
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   try:
     run(sys.argv[1:] if argv is None else argv)
   except InputError as error:

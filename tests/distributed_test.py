@@ -8,6 +8,7 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 
 from retrieval_jax.training import checkpoint
 
@@ -28,22 +29,41 @@ def _free_port() -> int:
     return listener.getsockname()[1]
 
 
-def _run(workdir, num_processes, devices, *flags):
+def _flags(process: int, num_processes: int, port: int) -> list[str]:
+  return [
+    f'--coordinator_address=localhost:{port}',
+    f'--num_processes={num_processes}',
+    f'--process_id={process}',
+  ]
+
+
+def _slurm(process: int, num_processes: int, port: int) -> dict[str, str]:
+  """What `srun` sets; the port of process 0 is computed from the job."""
+  return {
+    'SLURM_JOB_ID': str(port),
+    'SLURM_STEP_NODELIST': 'localhost',
+    'SLURM_NTASKS': str(num_processes),
+    'SLURM_PROCID': str(process),
+    'SLURM_LOCALID': str(process),
+    'SLURM_STEP_NUM_NODES': '1',
+  }
+
+
+def _run(workdir, num_processes, devices, slurm=False):
   """Runs the command in processes; returns their outputs."""
-  env = os.environ | {'JAX_NUM_CPU_DEVICES': str(devices)}
   together = []
   port = _free_port()
   for process in range(num_processes):
+    env = os.environ | {'JAX_NUM_CPU_DEVICES': str(devices)}
     hosts = []
-    if num_processes > 1:
-      hosts = [
-        f'--coordinator_address=localhost:{port}',
-        f'--num_processes={num_processes}',
-        f'--process_id={process}',
-      ]
+    if slurm:
+      hosts = ['--distributed']
+      env |= _slurm(process, num_processes, port)
+    elif num_processes > 1:
+      hosts = _flags(process, num_processes, port)
     together.append(
       subprocess.Popen(
-        [sys.executable, '-m', 'retrieval_jax.main', *_COMMAND, *flags]
+        [sys.executable, '-m', 'retrieval_jax.main', *_COMMAND]
         + [f'--workdir={workdir}', *hosts],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -51,7 +71,7 @@ def _run(workdir, num_processes, devices, *flags):
         env=env,
       )
     )
-  outputs = [process.communicate(timeout=300)[0] for process in together]
+  outputs = [process.communicate(timeout=600)[0] for process in together]
   for process, output in zip(together, outputs, strict=True):
     assert process.returncode == 0, output
   return outputs
@@ -69,14 +89,24 @@ def test_two_processes_equal_one(tmp_path):
     strict=True,
   ):
     np.testing.assert_allclose(a, b, atol=1e-4 * max(1e-3, np.abs(a).max()))
-  metrics = [
+  evaluations = [
     json.loads((run / 'results.json').read_text())['evaluations']['test']
     for run in (one, two)
   ]
   for name in ('num_queries', 'gallery_size', 'num_lone_queries'):
-    assert metrics[0]['protocol'][name] == metrics[1]['protocol'][name]
-  for name, value in metrics[0]['metrics'].items():
-    np.testing.assert_allclose(metrics[1]['metrics'][name], value, atol=2e-3)
-  # A run of two processes and four devices goes on in one, and the reverse.
+    values = {row['protocol'][name] for row in evaluations}
+    assert len(values) == 1
+  for name, value in evaluations[0]['metrics'].items():
+    np.testing.assert_allclose(
+      evaluations[1]['metrics'][name], value, atol=2e-3
+    )
+  # A run of two processes and four devices goes on in one.
   (again,) = _run(two, 1, 1)
   assert 'the run is finished' in again
+
+
+@pytest.mark.slow
+def test_slurm_is_found(tmp_path):
+  lead, other = _run(tmp_path, num_processes=2, devices=1, slurm=True)
+  assert 'precision_at_1' in lead
+  assert 'precision_at_1' not in other

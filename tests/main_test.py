@@ -30,6 +30,7 @@ CIRCLE = str(ROOT / 'configs' / 'circle.py')
       + ['--coordinator_address=localhost:1'],
       '--process_id is 2; allowed is 0 to 1',
     ),
+    ([f'--config={CIRCLE}', '--distributed'], '--distributed: '),
     ([f'--config={CIRCLE}', '--workdir=README.md'], 'README.md is a file'),
     (
       [f'--config={CIRCLE}', '--mode=evaluate', '--workdir=no_such_run'],

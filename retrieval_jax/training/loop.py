@@ -265,6 +265,7 @@ def _train(
         return {}
   if found is None:  # The run was finished before.
     found = experiment.evaluate(replicated_state)
+  reporter.finish()
   if jax.process_index() == 0:
     page = results.write_results(
       workdir, config, experiment.dataset, found, step

@@ -4,6 +4,7 @@ This is the only module that knows clu. Of several processes only the first
 reports.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import tqdm
+import tqdm.contrib.logging
 from clu import metric_writers, parameter_overview
 
 from retrieval_jax import metrics
@@ -23,6 +25,14 @@ from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import state as state_lib
 
 HISTORY_FILE = 'history.jsonl'
+
+# What a bar or a log line has room for; TensorBoard and the history have all.
+_SHOWN = {
+  'loss': 'loss',
+  'top_1_accuracy': 'top-1',
+  'top_5_accuracy': 'top-5',
+  'images_per_second': 'images/s',
+}
 
 _log = logging.getLogger(__name__)
 
@@ -87,6 +97,7 @@ class Reporter:
     """
     self._history = None
     self._bar = None
+    self._open = contextlib.ExitStack()
     if not is_lead:
       self._writer = metric_writers.MultiWriter([])
       return
@@ -95,24 +106,23 @@ class Reporter:
     with open(f'{path}.tmp', 'w', encoding='utf-8') as file:
       file.writelines(json.dumps(row) + '\n' for row in rows)
     os.replace(f'{path}.tmp', path)
-    self._history = open(path, 'a', encoding='utf-8')
+    self._history = self._open.enter_context(open(path, 'a', encoding='utf-8'))
     self._writer = metric_writers.SummaryWriter(workdir)
+    self._open.callback(self._writer.close)
     if sys.stderr.isatty():
-      self._bar = tqdm.tqdm(
+      bar = tqdm.tqdm(
         total=num_steps, initial=first_step, unit='step', dynamic_ncols=True
       )
+      self._bar = self._open.enter_context(bar)
+      # Log lines then go above the bar, not through it.
+      self._open.enter_context(tqdm.contrib.logging.logging_redirect_tqdm())
     self._num_steps = num_steps
 
   def __enter__(self):
     return self
 
   def __exit__(self, *error):
-    self._writer.flush()
-    self._writer.close()
-    if self._history is not None:
-      self._history.close()
-    if self._bar is not None:
-      self._bar.close()
+    self._open.close()
 
   def hyperparameters(self, config: Mapping[str, Any]) -> None:
     """Writes the config for TensorBoard's table of runs."""
@@ -139,13 +149,22 @@ class Reporter:
 
   def progress(self, step: int, values: Mapping[str, float]) -> None:
     """Shows where the run is: on a bar in a terminal, else as a log line."""
-    text = {name: f'{value:.4g}' for name, value in values.items()}
+    shown = {
+      word: f'{values[name]:.4g}'
+      for name, word in _SHOWN.items()
+      if name in values
+    }
     if self._bar is not None:
-      self._bar.set_postfix(text, refresh=False)
+      self._bar.set_postfix(shown, refresh=False)
       self._bar.update(step - self._bar.n)
     elif self._history is not None:
-      words = '  '.join(f'{name} {value}' for name, value in text.items())
+      words = '  '.join(f'{word} {value}' for word, value in shown.items())
       _log.info('step %d/%d  %s', step, self._num_steps, words)
+
+  def finish(self) -> None:
+    """Ends the bar, so that what is printed next stands below it."""
+    if self._bar is not None:
+      self._bar.close()
 
   def evaluation(self, step: int, result: metrics.RetrievalResult) -> None:
     """Reports the metrics of a step, and the warnings that go with them."""
