@@ -67,22 +67,13 @@ def parse_flags(
   overrides = []
   for flag in rest:
     match = re.fullmatch(r'--config\.([\w.]+)=(.*)', flag)
+    if not match and flag.startswith('--config.'):
+      raise InputError(f'{flag} has no value; allowed is --config.KEY=VALUE')
     if not match:
-      raise _unknown_flag(flag, parser)
+      known = [f'--{name}' for name in vars(flags)]
+      raise unknown_name('flag', flag.partition('=')[0], known)
     overrides.append((match[1], match[2]))
   return flags, overrides
-
-
-def _unknown_flag(flag: str, parser: argparse.ArgumentParser) -> InputError:
-  if flag.startswith('--config.'):
-    return InputError(f'{flag} has no value; allowed is --config.KEY=VALUE')
-  known = [
-    option
-    for action in parser._actions
-    for option in action.option_strings
-    if option.startswith('--')
-  ]
-  return unknown_name('flag', flag.partition('=')[0], known)
 
 
 def default_workdir(config: str, overrides: Sequence[tuple[str, str]]) -> str:
