@@ -89,7 +89,7 @@ def test_replicas_stay_bitwise_equal(make_config, tiny_dataset):
       np.testing.assert_array_equal(leaf[device], leaf[0])
 
 
-def test_traces_once(make_config, tiny_dataset):
+def test_traces_and_compiles_once(make_config, tiny_dataset, caplog):
   state, step = _setup(make_config(), tiny_dataset, state_lib.AXIS)
   traces = []
 
@@ -99,10 +99,13 @@ def test_traces_once(make_config, tiny_dataset):
 
   p_step = jax.pmap(counted, axis_name=state_lib.AXIS, donate_argnums=(0,))
   state = state_lib.replicate(state)
-  for _ in range(3):
-    batch = state_lib.shard(_batch(tiny_dataset))
-    state, _ = p_step(state, batch)
+  with jax.log_compiles():
+    for _ in range(3):
+      batch = state_lib.shard(_batch(tiny_dataset))
+      state, _ = p_step(state, batch)
   assert len(traces) == 1
+  compiled = [m for m in caplog.messages if m.startswith('Compiling ')]
+  assert len(compiled) == 1
 
 
 @pytest.mark.parametrize('name', _LOSSES)
