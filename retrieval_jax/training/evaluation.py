@@ -1,5 +1,6 @@
 """Embeds query and gallery, ranks, and measures."""
 
+import collections
 import functools
 from typing import Any, NamedTuple
 
@@ -51,23 +52,23 @@ class Evaluator:
   def embed(self, replicated_variables: Any, source: data.Source) -> np.ndarray:
     """Returns [N, D] float32, every image of the source once, in order."""
 
-    def images():
-      batches = data.padded_batches(
-        source,
-        self._config.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-      )
-      for batch in batches:
-        yield state_lib.shard(batch['images'])
-
-    # Each device returns the rows of all of them, so the first has them all.
-    blocks = [
-      self._p_embed(replicated_variables, batch).addressable_data(0)
-      for batch in images()
-    ]
-    embeddings = np.concatenate([np.asarray(block)[0] for block in blocks])
-    return embeddings[: len(source)]
+    batches = data.padded_batches(
+      source,
+      self._config.batch_size,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    rows, ahead = [], collections.deque()
+    for batch in batches:
+      images = state_lib.shard(batch['images'])
+      # Each device returns the rows of all, so the first has them all.
+      block = self._p_embed(replicated_variables, images).addressable_data(0)
+      ahead.append(block)
+      # One batch stays under way; more would only pile up on the devices.
+      if len(ahead) > 1:
+        rows.append(np.asarray(ahead.popleft())[0])
+    rows.extend(np.asarray(block)[0] for block in ahead)
+    return np.concatenate(rows)[: len(source)]
 
   def __call__(self, replicated_state: state_lib.TrainState) -> Evaluation:
     """Measures a state on the whole query and gallery sets."""

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import tqdm
 import tqdm.contrib.logging
@@ -196,8 +197,14 @@ class Window:
     self._started, self._excluded = time.perf_counter(), 0.0
 
   def add(self, step: int, replicated_scalars: Mapping[str, Any]) -> None:
-    """Takes the scalars of a step, without waiting for them."""
+    """Takes the scalars of a step, and waits for those of two steps ago.
+
+    Two steps under way keep the devices busy; without a bound the batches of
+    many would lie on them.
+    """
     self._pending.append((step, replicated_scalars))
+    if len(self._pending) > 2:
+      jax.block_until_ready(self._pending[-3][1])
 
   def check(self) -> None:
     """Waits for the steps so far; raises `InputError` if one diverged."""
