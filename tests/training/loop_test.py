@@ -274,7 +274,7 @@ def test_kill_9_loses_no_more_than_since_the_checkpoint(tmp_path):
     assert time.time() < deadline
     time.sleep(0.05)
   cut.kill()
-  cut.wait()
+  cut.communicate()
   with checkpoint.Checkpoints(str(tmp_path / 'cut')) as checkpoints:
     assert 10 <= checkpoints.latest_step() < 60
   again = _start(tmp_path / 'cut')
