@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from retrieval_jax.core.errors import InputError, unknown_name
+from retrieval_jax.training import config as config_lib
+from retrieval_jax.training import distributed
 
 _log = logging.getLogger('retrieval_jax')
 
@@ -85,11 +87,10 @@ def default_workdir(config: str, overrides: Sequence[tuple[str, str]]) -> str:
   """
   file, _, argument = config.partition(':')
   name = os.path.splitext(os.path.basename(file))[0]
-  free = ('eval.', 'log_every_steps', 'checkpoint_every_steps')
   parts = [name, argument] + [
     f'{key}={text}'
     for key, text in sorted(overrides)
-    if not key.startswith(free)
+    if not config_lib.is_free(key)
   ]
   text = '-'.join(part for part in parts if part)
   return os.path.join('runs', re.sub(r'[^\w.=,+-]', '_', text))
@@ -98,10 +99,6 @@ def default_workdir(config: str, overrides: Sequence[tuple[str, str]]) -> str:
 def run(argv: Sequence[str]) -> None:
   """Does what the flags say; raises `InputError` for a user's mistake."""
   flags, overrides = parse_flags(argv)
-  # Imported here, so that --help and a mistyped flag do not wait for them.
-  from retrieval_jax.training import config as config_lib
-  from retrieval_jax.training import distributed
-
   config = config_lib.load(flags.config)
   for key, text in overrides:
     config_lib.override(config, key, text)
@@ -110,12 +107,23 @@ def run(argv: Sequence[str]) -> None:
   if flags.distributed or any(value is not None for value in processes):
     distributed.initialize(*processes)
 
+  # Imported here: TensorBoard's writer takes seconds, which a mistake in the
+  # config does not wait for.
   from retrieval_jax.training import loop
 
   workdir = flags.workdir or default_workdir(flags.config, overrides)
   _log.info('workdir: %s', workdir)
   start = loop.train_and_evaluate if flags.mode == 'train' else loop.evaluate
-  start(config, workdir)
+  try:
+    start(config, workdir)
+  except Exception as error:
+    # TensorBoard's writer has an exception of its own for a full disk.
+    if 'No space left on device' not in str(error):
+      raise
+    raise InputError(
+      f'--workdir={workdir} cannot be written any further; the disk is full: '
+      'free some space and run again'
+    ) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from retrieval_jax import main
+from retrieval_jax.training import loop
 
 ROOT = pathlib.Path(__file__).parents[1]
 CIRCLE = str(ROOT / 'configs' / 'circle.py')
@@ -71,3 +72,26 @@ def test_a_folder_that_a_run_did_not_make(tmp_path, capsys):
   (tmp_path / 'thesis.tex').write_text('mine')
   assert main.main([f'--config={CIRCLE}', f'--workdir={tmp_path}']) == 2
   assert 'no run has made' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('kind', [OSError, RuntimeError])
+def test_a_disk_that_fills_up_during_the_run(
+  kind, tmp_path, capsys, monkeypatch
+):
+  def fill(config, workdir):
+    raise kind('events.out: No space left on device')
+
+  monkeypatch.setattr(loop, 'train_and_evaluate', fill)
+  assert main.main([f'--config={CIRCLE}', f'--workdir={tmp_path}']) == 2
+  error = capsys.readouterr().err
+  assert 'the disk is full' in error
+  assert 'Traceback' not in error
+
+
+def test_a_defect_of_ours_is_a_traceback(tmp_path, monkeypatch):
+  def fail(config, workdir):
+    raise RuntimeError('ours')
+
+  monkeypatch.setattr(loop, 'train_and_evaluate', fail)
+  with pytest.raises(RuntimeError, match='ours'):
+    main.main([f'--config={CIRCLE}', f'--workdir={tmp_path}'])

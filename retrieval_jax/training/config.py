@@ -342,6 +342,11 @@ def from_json(text: str) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(tuples(json.loads(text))).lock()
 
 
+def is_free(key: str) -> bool:
+  """Returns whether a key may differ when a run is continued."""
+  return key.split('.')[0] in FREE_KEYS
+
+
 def differing_keys(config: Mapping, other: Mapping) -> list[str]:
   """Returns the keys, in order, that forbid one run to continue the other."""
   one, two = flatten(config), flatten(other)
@@ -349,7 +354,5 @@ def differing_keys(config: Mapping, other: Mapping) -> list[str]:
   return sorted(
     key
     for key in one.keys() | two.keys()
-    if one.get(key, missing) != two.get(key, missing)
-    and key not in FREE_KEYS
-    and key.split('.')[0] not in FREE_KEYS
+    if one.get(key, missing) != two.get(key, missing) and not is_free(key)
   )
