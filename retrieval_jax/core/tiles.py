@@ -25,8 +25,8 @@ from retrieval_jax.core.errors import InputError
 MIB = 2**20
 # Wide enough that the matrix product dominates the call, small enough that a
 # block of results stays in the cache.
-TILE_ROWS = 4096
-MAX_BLOCK_ROWS = 512
+TILE_ROWS = 2048
+MAX_BLOCK_ROWS = 128
 # A single row would go through a matrix-vector kernel, which rounds
 # differently.
 MIN_BLOCK_ROWS = 8
@@ -198,13 +198,14 @@ class Tiles:
     Returns:
       (unit rows [block_rows, D], columns), as in `tiles[i]`.
     """
-    by_rows = NamedSharding(self.mesh, P('rows'))
     columns = tuple(
       _pad(np.asarray(column, np.int32), block_rows, -1) for column in columns
     )
-    return jax.device_put(
-      (_pad(unit_rows(embeddings), block_rows, 0), columns), by_rows
-    )
+    return self.put_rows((_pad(unit_rows(embeddings), block_rows, 0), columns))
+
+  def put_rows(self, arrays):
+    """Puts arrays [block_rows, ...] on the devices, split like the queries."""
+    return jax.device_put(arrays, NamedSharding(self.mesh, P('rows')))
 
   def block_rows(self, num_queries: int, row_bytes: int, budget: int) -> int:
     """Returns how many queries to take at once, padding included.
@@ -215,7 +216,7 @@ class Tiles:
       budget: bytes that the block may take.
 
     Returns:
-      A power of two, from 8 to 512, times the number of devices.
+      A power of two, from 8 to 256, times the number of devices.
     """
     wanted = min(
       budget // row_bytes // len(self.devices),

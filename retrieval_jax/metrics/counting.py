@@ -1,11 +1,18 @@
-"""Ranks of positives by counting: in XLA, O(N R) a query.
+"""Ranks of positives by counting the negatives above them, tile by tile.
 
-Every key of a negative is compared with every positive, tile by tile, in
-memory that does not depend on N. The fastest for few positives, and nothing
-but the counts leaves an accelerator.
+Nothing is sorted but the positives of a query, and nothing of the size of the
+gallery is kept: memory does not depend on N. Two counters give the same
+numbers, bit for bit:
+
+- `compare_negatives` compares each negative with each positive, O(N R) a query:
+  a few vector instructions a negative, the faster for small classes;
+- `search_negatives` looks each negative up among the sorted positives and
+  counts what falls between two of them, O(N log R) a query at worst.
 """
 
 import functools
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +21,44 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from retrieval_jax.core import tiles
-from retrieval_jax.metrics.ranks import LAST_KEY, Ranks, similarity_keys
+from retrieval_jax.metrics import ranks
+from retrieval_jax.metrics.ranks import LAST_KEY, Ranks
 
-KEPT_TILES = 2  # Tiles of keys that are not computed twice.
+KEPT_TILES = 2  # Tiles of similarities that are not computed twice.
+_GROUP = 32  # Rows searched at a time on a CPU.
+_SUMMED = 64  # Numbers summed by one matrix product.
 _CHUNK = 16  # Keys compared at a time on a CPU: a vector register's worth.
+
+
+class Counts(NamedTuple):
+  """How many negatives stand above the positives of a block of queries.
+
+  Attributes:
+    above: [B, K] int32, strictly more similar than each positive.
+    tied_rows: [T] int64, the rows of the positives that tie with a negative,
+      ascending.
+    tied_columns: [T] int64, their columns, ascending in each row.
+    num_tied: [T] int64, the negatives that each ties with.
+  """
+
+  above: np.ndarray
+  tied_rows: np.ndarray
+  tied_columns: np.ndarray
+  num_tied: np.ndarray
+
+
+# Takes the gallery; the class of each query [B]; the keys of its positives [B,
+# K] int32 on the host, ascending and filled up with `LAST_KEY`; for each tile
+# the similarities [B, T] and the class of each row [T].
+Counter = Callable[
+  [
+    tiles.Tiles,
+    jax.Array,
+    np.ndarray,
+    Iterable[tuple[jax.Array, jax.Array]],
+  ],
+  Counts,
+]
 
 
 def rank_by_count(
@@ -27,49 +68,64 @@ def rank_by_count(
   num_positives: np.ndarray,
   *,
   width: int,
+  counter: Counter,
 ) -> Ranks:
   """Returns the ranks of a block of queries.
 
   Args:
-    gallery: the tiles, in the order of their classes.
-    queries: the block on the devices, as in `similarity_keys`, with two columns
-      more: the first gallery column of the query's class, and its size.
+    gallery: the tiles, in the order of their classes, with two columns: class
+      and row of the gallery.
+    queries: the block on the devices: unit rows [B, D], and columns [B]: class,
+      own gallery row or -2, the first gallery column of the class, its size.
     picked: [B] int64, the rows of the query array in the block.
     num_positives: [Q] int64, of all queries.
     width: at least the largest class, so that few shapes are compiled.
+    counter: `compare_negatives` or `search_negatives`.
   """
-  _, (_, _, first_column, size) = queries
+  rows, (query_class, itself, first_column, size) = queries
   # The positives first: only the tiles that hold one are computed for it.
   columns = np.asarray(first_column)[: len(picked)]
   first_tile = int(columns.min()) // gallery.tile_rows
   columns = columns + np.asarray(size)[: len(picked)]
   last_tile = (int(columns.max()) - 1) // gallery.tile_rows
-  kept_keys = {}
+  kept = {}
   positives = _no_positives(first_column, width=width)
   for index in range(first_tile, last_tile + 1):
-    keys = similarity_keys(queries, gallery[index])
-    start = np.int32(index * gallery.tile_rows)
-    positives = _positives(keys, start, first_column, size, positives)
-    if len(kept_keys) < KEPT_TILES:
-      kept_keys[index] = keys
+    tile_rows, (_, gallery_row) = gallery[index]
+    similarities = ranks.similarities(rows, tile_rows)
+    first_nth = first_column - np.int32(index * gallery.tile_rows)
+    positives = _positives(
+      similarities, gallery_row, first_nth, size, itself, positives
+    )
+    if len(kept) < KEPT_TILES:
+      kept[index] = similarities
 
-  thresholds, counts = _thresholds(positives)
-  chunk = _CHUNK if gallery.devices[0].platform == 'cpu' else None
-  for index in range(len(gallery)):
-    keys = kept_keys.pop(index, None)
-    if keys is None:
-      keys = similarity_keys(queries, gallery[index])
-    counts = _count(keys, thresholds, counts, chunk=chunk, mesh=gallery.mesh)
-  counts = np.asarray(counts)[: len(picked)]
-  above, not_below = counts[:, :width], counts[:, width:]
+  def all_similarities():
+    for index in range(len(gallery)):
+      tile_rows, (gallery_class, _) = gallery[index]
+      similarities = kept.pop(index, None)
+      if similarities is None:
+        similarities = ranks.similarities(rows, tile_rows)
+      yield similarities, gallery_class
 
+  # XLA sorts five times slower than numpy on a CPU, and these are few.
+  positives = np.sort(np.asarray(positives), axis=1)
+  counts = counter(gallery, query_class, positives, all_similarities())
   num_positives = num_positives[picked]
-  hits = np.broadcast_to(np.arange(1.0, width + 1), above.shape)
-  kept = hits <= num_positives[:, None]
-  hits = hits[kept]
-  tied = (not_below - above)[kept].astype(np.int64)
-  ranks = hits + above[kept]
-  return Ranks(picked, num_positives, hits, ranks, tied if tied.any() else None)
+  starts = np.cumsum(num_positives) - num_positives
+  hits = np.arange(1.0, num_positives.sum() + 1)
+  hits -= np.repeat(starts, num_positives)
+  above = np.concatenate(
+    [row[:size] for row, size in zip(counts.above, num_positives, strict=False)]
+  )
+  return Ranks(
+    picked,
+    num_positives,
+    hits,
+    hits + above,
+    starts[counts.tied_rows] + counts.tied_columns,
+    counts.num_tied,
+  )
 
 
 @functools.partial(jax.jit, static_argnames='width')
@@ -80,36 +136,58 @@ def _no_positives(first_column, *, width):
 
 
 @jax.jit
-def _positives(keys, start, first_column, size, positives):
+def _positives(similarities, gallery_row, first_nth, size, itself, positives):
   """Adds the keys of the positives in a tile to `positives` [B, width]."""
   nth = jnp.arange(positives.shape[1], dtype=jnp.int32)[None, :]
-  column = first_column[:, None] + nth - start
-  here = (column >= 0) & (column < keys.shape[1]) & (nth < size[:, None])
-  column = jnp.clip(column, 0, keys.shape[1] - 1)
-  found = jnp.take_along_axis(keys, column, axis=1)
-  return jnp.where(here, found, positives)
+  column = first_nth[:, None] + nth
+  here = (column >= 0) & (column < len(gallery_row)) & (nth < size[:, None])
+  column = jnp.clip(column, 0, len(gallery_row) - 1)
+  here &= gallery_row[column] != itself[:, None]
+  found = jnp.take_along_axis(similarities, column, axis=1)
+  return jnp.where(here, ranks.to_keys(found), positives)
 
 
-@jax.jit
-def _thresholds(positives):
-  """Returns what to compare keys with, [B, 2 width], and counters at zero.
+def _negatives(similarities, query_class, gallery_class):
+  """Returns the keys of negatives, `LAST_KEY` for all else."""
+  counted = query_class[:, None] != gallery_class[None, :]
+  counted &= (gallery_class >= 0)[None, :]  # Not the padding.
+  return jnp.where(counted, ranks.to_keys(similarities) + 1, LAST_KEY)
 
-  A negative is above a positive if its key is smaller, and not below it if its
-  key is at most the positive's plus 1.
-  """
-  positives = jnp.sort(positives, axis=1)
+
+# -- few positives: compare each with each ------------------------------------
+
+
+def compare_negatives(gallery, query_class, positives, all_similarities):
+  """A `Counter`: every negative against every positive."""
+  # A negative is above a positive if its key is smaller, and not below it if
+  # its key is at most the positive's plus 1.
   absent = positives == LAST_KEY
-  not_below = jnp.where(absent, -LAST_KEY, positives + 2)
-  thresholds = jnp.concatenate(
-    [jnp.where(absent, -LAST_KEY, positives), not_below], axis=1
-  )
-  return thresholds, jnp.zeros_like(thresholds)
+  above = np.where(absent, -LAST_KEY, positives)
+  not_below = np.where(absent, -LAST_KEY, positives + 2)
+  thresholds = gallery.put_rows(np.concatenate([above, not_below], axis=1))
+  counts = jnp.zeros_like(thresholds)
+  chunk = _CHUNK if gallery.devices[0].platform == 'cpu' else None
+  for similarities, gallery_class in all_similarities:
+    counts = _compare(
+      similarities,
+      query_class,
+      gallery_class,
+      thresholds,
+      counts,
+      chunk=chunk,
+      mesh=gallery.mesh,
+    )
+  above, not_below = np.split(np.asarray(counts), 2, axis=1)
+  tied = np.nonzero(not_below != above)
+  return Counts(above, *tied, (not_below[tied] - above[tied]).astype(np.int64))
 
 
 @functools.partial(jax.jit, static_argnames=('chunk', 'mesh'))
-def _count(keys, thresholds, counts, *, chunk, mesh):
+def _compare(
+  similarities, query_class, gallery_class, thresholds, counts, *, chunk, mesh
+):
   """Adds, for each threshold, the negatives of a tile with smaller keys."""
-  keys = jnp.where(keys & 1 == 1, keys, LAST_KEY)
+  keys = _negatives(similarities, query_class, gallery_class)
   # Each device loops over its own rows.
   count = jax.shard_map(
     functools.partial(count_below, chunk=chunk),
@@ -156,3 +234,176 @@ def count_below(
     return lax.fori_loop(0, len(row_keys) // chunk, add, zeros)
 
   return lax.map(count_row, (keys, thresholds))
+
+
+# -- many positives: look each negative up among them -------------------------
+
+
+def search_negatives(gallery, query_class, positives, all_similarities):
+  """A `Counter`: binary search, from a table of buckets of similarity."""
+  # One column more, so that what is below all positives has a place too.
+  thresholds = np.full(np.add(positives.shape, (0, 1)), LAST_KEY, np.int32)
+  thresholds[:, :-1] = positives
+  # On a CPU some rows at a time, so that their places stay in the cache.
+  group = len(positives) // len(gallery.devices)
+  if gallery.devices[0].platform == 'cpu':
+    group = min(_GROUP, group)
+  thresholds, buckets, counts = _start_search(
+    thresholds, mesh=gallery.mesh, group=group
+  )
+  for similarities, gallery_class in all_similarities:
+    counts = _search(
+      similarities,
+      query_class,
+      gallery_class,
+      thresholds,
+      buckets,
+      counts,
+      mesh=gallery.mesh,
+      group=group,
+    )
+  between, tied = np.moveaxis(np.asarray(counts), 1, 0)
+  above = np.cumsum(between + tied, axis=1, dtype=np.int32)[:, :-1]
+  rows, ends = np.divmod(np.flatnonzero(tied != 0), tied.shape[1])
+  num_tied = tied[rows, ends].astype(np.int64)
+  ends -= 1  # The last positive of each tie; find the first, of the same key.
+  by_row = np.arange(len(positives), dtype=np.int64)[:, None] << 32
+  ascending = (positives + by_row).reshape(-1)
+  row_starts = rows * positives.shape[1]
+  starts = np.searchsorted(ascending, ascending[row_starts + ends]) - row_starts
+  sizes = ends - starts + 1
+  nth = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+  return Counts(
+    above,
+    np.repeat(rows, sizes),
+    np.repeat(starts, sizes) + nth,
+    np.repeat(num_tied, sizes),
+  )
+
+
+class _Buckets(NamedTuple):
+  """Buckets of equal width, M to a row, about two for each of its positives."""
+
+  low: jax.Array  # [B, 1] int32, a key in the first bucket; with all below.
+  high: jax.Array  # [B, 1] int32, a key in the last bucket; with all above.
+  scale: jax.Array  # [B, 1] float32, buckets to a key.
+  before: jax.Array  # [B, M] int32, the positives before each bucket.
+  steps: jax.Array  # [B] int32, of a binary search in the fullest bucket.
+
+
+def _bucket(keys, low, high, scale):
+  # Rounded the same for a positive and a negative, so ordered like the keys.
+  offset = jnp.clip(keys, low, high) - low
+  return (offset.astype(jnp.float32) * scale).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames=('mesh', 'group'))
+def _start_search(thresholds, *, mesh, group):
+  """Returns (the thresholds, their `_Buckets`, the counters at zero)."""
+
+  def of_rows(thresholds, _):
+    num_rows, width = thresholds.shape
+    num_buckets = tiles.power_of_two(2 * (width - 1), at_least=_SUMMED)
+    present = thresholds != LAST_KEY
+    num_present = jnp.sum(present, axis=1, keepdims=True)
+    # Outliers would leave few buckets for the others.
+    outliers = num_present // 256
+    last = jnp.maximum(num_present - 1 - outliers, 0)
+    low = jnp.take_along_axis(thresholds, outliers, axis=1)
+    high = jnp.take_along_axis(thresholds, last, axis=1)
+    scale = (num_buckets - 1) / jnp.maximum(high - low, 1).astype(jnp.float32)
+    row = jnp.arange(num_rows, dtype=jnp.int32)[:, None]
+    bucket = _bucket(thresholds, low, high, scale)
+    held = jnp.zeros((num_rows, num_buckets), jnp.int32)
+    held = held.at[row, bucket].add(present.astype(jnp.int32))
+    steps = 32 - lax.clz(held.max(axis=1))
+    buckets = _Buckets(low, high, scale, _sums_before(held), steps)
+    counts = jnp.zeros((num_rows, 2, width), jnp.int32)
+    return thresholds, buckets, counts
+
+  return _map_groups(of_rows, group, mesh)(thresholds, ())
+
+
+def _map_groups(function, group, mesh):
+  """Maps `function(rows, shared)` over groups of rows, on each device its own.
+
+  Returns:
+    A function of (arrays [B, ...] in any tree, whatever all groups share) that
+    returns what `function` does, of all B rows.
+  """
+
+  def of_device(by_row, shared):
+    groups = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), by_row)
+    mapped = lax.map(lambda rows: function(rows, shared), groups)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), mapped)
+
+  return jax.shard_map(
+    of_device, mesh=mesh, in_specs=(P('rows'), P()), out_specs=P('rows')
+  )
+
+
+def _sums_before(x):
+  """Returns sum_{i < j} x_i of int32 rows [B, M] whose sum is below 2 ** 24.
+
+  By matrix products, twice as fast as XLA's cumsum on a CPU, and exact.
+  """
+
+  def sums(x):
+    size = x.shape[-1]
+    before = jnp.triu(jnp.ones((size, size), jnp.float32), 1)
+    return jnp.matmul(x, before, precision=lax.Precision.HIGHEST)
+
+  parts = x.astype(jnp.float32).reshape(len(x), -1, _SUMMED)
+  inside, before = sums(parts), sums(parts.sum(axis=-1))
+  return (inside + before[..., None]).astype(jnp.int32).reshape(x.shape)
+
+
+@functools.partial(
+  jax.jit, static_argnames=('mesh', 'group'), donate_argnames='counts'
+)
+def _search(
+  similarities,
+  query_class,
+  gallery_class,
+  thresholds,
+  buckets,
+  counts,
+  *,
+  mesh,
+  group,
+):
+  """Adds the negatives of a tile to `counts` [B, 2, K].
+
+  [:, 0, j] counts those with j positives at least as similar and no tie,
+  [:, 1, j] those that tie with the last of these positives.
+  """
+  by_row = (similarities, query_class, thresholds, buckets, counts)
+  return _map_groups(_search_rows, group, mesh)(by_row, gallery_class)
+
+
+def _search_rows(by_row, gallery_class):
+  similarities, query_class, thresholds, buckets, counts = by_row
+  keys = _negatives(similarities, query_class, gallery_class)
+  *scale, before, steps = buckets
+  steps = steps.max()
+  width = thresholds.shape[1]
+  row = jnp.arange(len(keys), dtype=jnp.int32)[:, None]
+  first, last = row * width, row * width + width - 1
+
+  def step(i, place):
+    middle = jnp.minimum(place + (1 << (steps - 1 - i)) - 1, last)
+    return jnp.where(_take(thresholds, middle) < keys, middle + 1, place)
+
+  place = _take(before, row * before.shape[1] + _bucket(keys, *scale))
+  place = lax.fori_loop(0, steps, step, first + place)
+  # Keys of positives are even, and a negative of the same similarity follows.
+  tied = _take(thresholds, jnp.maximum(place - 1, 0)) + 1 == keys
+  place += first + jnp.where(tied, width, 0)
+  new = counts.reshape(-1)
+  new = new.at[place.reshape(-1)].add(1, mode='promise_in_bounds')
+  return new.reshape(counts.shape)
+
+
+def _take(table, flat_index):
+  # In bounds by construction; XLA's own check costs half as much again.
+  return table.reshape(-1).at[flat_index].get(mode='promise_in_bounds')

@@ -252,50 +252,60 @@ def evaluate(ranks: Ranks, metrics: dict[str, Metric]) -> dict[str, Values]:
     A query with two positives: one negative ties with the first.
 
     >>> one = np.array([1])
-    >>> ranks = Ranks(one, one + 1, np.array([1.0, 2.0]),
-    ...               np.array([1.0, 3.0]), np.array([1, 0]))
+    >>> ranks = Ranks(queries=one, num_positives=one + 1,
+    ...               hits=np.array([1.0, 2.0]), ranks=np.array([1.0, 3.0]),
+    ...               tied=np.array([0]), num_tied=one)
     >>> values = evaluate(ranks, {'precision_at_1': PRECISION_AT_1})
     >>> [v.tolist() for v in values['precision_at_1']]
     [[0.5], [0.0], [1.0]]
   """
-  groups = None if ranks.tied is None else _find_ties(ranks)
-  every = _in_best_and_worst_order(ranks, slice(None))
-  first = _in_best_and_worst_order(ranks, ranks.starts)
+  groups = _find_ties(ranks)
+  all_tied = ranks.tied, ranks.tied_rows, ranks.num_tied
+  is_first = ranks.hits[ranks.tied] == 1
+  first_tied = (x[is_first] for x in all_tied)
+  # What has a term, and what of it ties: its query, its terms in both orders.
+  every = (
+    Positives(
+      ranks.hits,
+      ranks.ranks,
+      np.repeat(ranks.num_positives, ranks.num_positives),
+    ),
+    *_in_both_orders(ranks, *all_tied),
+  )
+  first = (
+    Positives(
+      ranks.hits[ranks.starts], ranks.ranks[ranks.starts], ranks.num_positives
+    ),
+    *_in_both_orders(ranks, *first_tied),
+  )
   values = {}
   for name, metric in metrics.items():
-    best, worst, tied = first if metric.first_only else every
+    best, tied_rows, tied_best, tied_worst = (
+      first if metric.first_only else every
+    )
+    divisor = 1 if metric.first_only else ranks.num_positives
 
-    def per_query(terms, metric=metric):
-      if metric.first_only:
-        return terms
-      return np.add.reduceat(terms, ranks.starts) / ranks.num_positives
+    def per_query(terms, rows=tied_rows, divisor=divisor):
+      return np.bincount(rows, terms, len(ranks.queries)) / divisor
 
-    terms = metric.term(best)
-    highest = per_query(terms)
-    if groups is None:
-      values[name] = Values(highest, highest, highest)
-      continue
-    lowest = per_query(metric.term(worst))
-    expected = per_query(np.where(tied, 0.0, terms))
+    highest = metric.term(best)
+    if not metric.first_only:
+      highest = np.add.reduceat(highest, ranks.starts) / divisor
+    # Few positives tie, so only what they change is computed.
+    changed = metric.term(tied_best)
+    expected = highest - per_query(changed)
     expected += _expectations(metric, groups, ranks)
+    lowest = highest - per_query(changed - metric.term(tied_worst))
     values[name] = Values(expected, lowest, highest)
   return values
 
 
-def _in_best_and_worst_order(ranks, which):
-  """Returns (`Positives`, `Positives`, [P] bool) or, untied, (.., None, None).
-
-  Of the positives that `which` picks: their best ranks, their worst, and
-  whether they differ.
-  """
-  hits = ranks.hits[which]
-  num_positives = np.repeat(ranks.num_positives, ranks.num_positives)[which]
-  best = Positives(hits, ranks.ranks[which], num_positives)
-  if ranks.tied is None:
-    return best, None, None
-  tied = ranks.tied[which]
-  worst = Positives(hits, best.ranks + tied, num_positives)
-  return best, worst, tied > 0
+def _in_both_orders(ranks, tied, rows, num_tied):
+  """Returns (the queries of tied positives, them at best, them at worst)."""
+  best = Positives(
+    ranks.hits[tied], ranks.ranks[tied], ranks.num_positives[rows]
+  )
+  return rows, best, dataclasses.replace(best, ranks=best.ranks + num_tied)
 
 
 def _expectations(metric, groups, ranks):
@@ -320,16 +330,15 @@ def tie_rates(ranks: Ranks, num_candidates: int) -> np.ndarray:
     [B] float64 in [0, 1], the share of (positive, negative) pairs that tie. It
     does not grow with the gallery: distinct embeddings stay near 1e-6.
   """
-  if ranks.tied is None:
-    return np.zeros(len(ranks.queries))
   pairs = ranks.num_positives * (num_candidates - ranks.num_positives)
-  return np.add.reduceat(ranks.tied, ranks.starts) / np.maximum(pairs, 1)
+  tied = np.bincount(ranks.tied_rows, ranks.num_tied, len(ranks.queries))
+  return tied / np.maximum(pairs, 1)
 
 
 def _find_ties(ranks: Ranks) -> Ties:
   """Gathers the tied positives into groups: adjacent, and as many above."""
-  (tied,) = np.nonzero(ranks.tied)
-  rows, hits = ranks.rows[tied], ranks.hits[tied].astype(np.int64)
+  tied, rows = ranks.tied, ranks.tied_rows
+  hits = ranks.hits[tied].astype(np.int64)
   above = ranks.ranks[tied].astype(np.int64) - hits
   first = np.ones(len(tied), bool)
   first[1:] = (rows[1:] != rows[:-1]) | (above[1:] != above[:-1])
@@ -340,6 +349,6 @@ def _find_ties(ranks: Ranks) -> Ties:
     hits_before + above[first],
     hits_before,
     positives,
-    positives + ranks.tied[tied][first],
+    positives + ranks.num_tied[first],
     ranks.num_positives[rows[first]],
   )

@@ -5,7 +5,7 @@ of the query's class) stand, so nothing else is computed: for the j-th best
 positive, how many negatives are above it, and how many tie with it. No row
 order of the gallery enters, so none can decide a tie.
 
-Two primitives give the same ranks, bit for bit: `sorting` and `counting`.
+Two counters of `counting` give the same ranks, bit for bit.
 """
 
 import functools
@@ -19,13 +19,11 @@ import numpy as np
 
 from retrieval_jax.core import tiles
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.metrics.counting import KEPT_TILES, rank_by_count
+from retrieval_jax.metrics import counting
 from retrieval_jax.metrics.ranks import Ranks
-from retrieval_jax.metrics.sorting import rank_by_sort
 
-# Up to about this many positives, counting is the faster (measured on CPUs;
-# on accelerators by reasoning only).
-_COUNT_UP_TO = {'cpu': 64, 'accelerator': 4096}
+# Up to about this many positives, comparing is the faster (measured on CPUs).
+_COMPARE_UP_TO = 32
 _MAX_THREADS = 4
 
 
@@ -37,7 +35,7 @@ def rank_positives(
   *,
   exclude_self: bool,
   budget: int,
-  primitive: str | None = None,
+  counter: str | None = None,
   devices: Sequence[jax.Device] | None = None,
 ) -> Iterator[Ranks]:
   """Yields the ranks of all queries that have a positive, block by block.
@@ -50,7 +48,7 @@ def rank_positives(
     exclude_self: whether the gallery is the queries, and row i of it is left
       out for query i.
     budget: bytes of memory to stay within.
-    primitive: 'sort' or 'count'; the faster for the block, if None.
+    counter: 'compare' or 'search'; the faster for the block, if None.
     devices: all local devices, if None.
 
   Raises:
@@ -90,7 +88,7 @@ def rank_positives(
     columns = (class_, itself, first_column[class_], sizes[class_])
     return gallery.put_queries(query_embeddings[picked], columns, block_rows)
 
-  for name, part in _parts(queries, num_positives, gallery, primitive):
+  for name, part in _parts(queries, num_positives, counter):
     most = int(sizes[query_class[part[-1]]])
     row_bytes, rank = _plan(name, gallery, most)
     threads = _num_threads(gallery)
@@ -112,32 +110,36 @@ def rank_positives(
     yield from _map_in_order(rank_block, picks, threads)
 
 
-def _parts(queries, num_positives, gallery, primitive):
-  """Splits the queries, which are by class size, between the primitives."""
-  if primitive is None:
-    platform = 'cpu' if gallery.devices[0].platform == 'cpu' else 'accelerator'
+def _parts(queries, num_positives, counter):
+  """Splits the queries, which are by class size, between the counters."""
+  if counter is None:
     split = np.searchsorted(
-      num_positives[queries], _COUNT_UP_TO[platform], side='right'
+      num_positives[queries], _COMPARE_UP_TO, side='right'
     )
   else:
-    split = len(queries) if primitive == 'count' else 0
-  for name, part in (('count', queries[:split]), ('sort', queries[split:])):
+    split = len(queries) if counter == 'compare' else 0
+  for name, part in (('compare', queries[:split]), ('search', queries[split:])):
     if len(part):
       yield name, part
 
 
 def _plan(name, gallery, most_positives):
   """Returns (bytes that a query needs, the function that ranks a block)."""
-  # Similarities, keys and the comparison's operand of one tile.
-  row_bytes = 12 * gallery.tile_rows
-  if name == 'sort':
-    # The row that is sorted, the mask of its positives, and about eight
-    # arrays over the positives.
-    return row_bytes + 9 * gallery.num_rows + 64 * most_positives, rank_by_sort
   width = tiles.power_of_two(most_positives)
-  rank = functools.partial(rank_by_count, width=width)
-  row_bytes += 4 * gallery.tile_rows * min(KEPT_TILES, len(gallery))
-  return row_bytes + 96 * width, rank
+  # Similarities that are kept, and arrays over the positives of the ranks.
+  row_bytes = 4 * gallery.tile_rows * min(counting.KEPT_TILES, len(gallery))
+  row_bytes += 64 * most_positives
+  if name == 'compare':
+    # Similarities and keys of one tile; thresholds and counters.
+    row_bytes += 12 * gallery.tile_rows + 48 * width
+    counter = counting.compare_negatives
+  else:
+    # Likewise, with places twice; the table of buckets too.
+    row_bytes += 24 * gallery.tile_rows + 64 * width
+    counter = counting.search_negatives
+  return row_bytes, functools.partial(
+    counting.rank_by_count, width=width, counter=counter
+  )
 
 
 def _num_threads(gallery):

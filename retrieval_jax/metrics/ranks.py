@@ -20,7 +20,7 @@ import numpy as np
 from retrieval_jax.core import arrays
 
 RESOLUTION = 2.0**-22
-LAST_KEY = np.iinfo(np.int32).max  # Of what is not in the ranking; odd.
+LAST_KEY = np.iinfo(np.int32).max  # Of what is not in the ranking.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +35,16 @@ class Ranks:
     hits: [P] float64, 1 for a query's best positive, R for its worst.
     ranks: [P] float64, from 1, with the positives of each tie first: `hits`
       plus the negatives that are strictly more similar.
-    tied: [P] int64, the negatives that are equally similar; None if there is
-      none in the whole block.
+    tied: [T] int64, which of the P positives tie with a negative, ascending.
+    num_tied: [T] int64, the negatives that each of them ties with.
   """
 
   queries: np.ndarray
   num_positives: np.ndarray
   hits: np.ndarray
   ranks: np.ndarray
-  tied: np.ndarray | None
+  tied: np.ndarray
+  num_tied: np.ndarray
 
   @functools.cached_property
   def starts(self) -> np.ndarray:
@@ -51,27 +52,25 @@ class Ranks:
     return np.cumsum(self.num_positives) - self.num_positives
 
   @functools.cached_property
-  def rows(self) -> np.ndarray:
-    """[P] int64, which query of the block a positive belongs to."""
-    return np.repeat(np.arange(len(self.queries)), self.num_positives)
+  def tied_rows(self) -> np.ndarray:
+    """[T] int64, which query of the block a tied positive belongs to."""
+    return np.searchsorted(self.starts, self.tied, side='right') - 1
 
 
 @jax.jit
-def similarity_keys(queries, tile) -> jax.Array:
-  """Returns the keys of a block of queries against a tile of the gallery.
+def similarities(rows: jax.Array, gallery_rows: jax.Array) -> jax.Array:
+  """Returns the cosines [B, T] float32 of unit rows [B, D] and [T, D]."""
+  return arrays.dot_products(rows, gallery_rows)
+
+
+def to_keys(similarities: jax.Array) -> jax.Array:
+  """Returns the int32 keys of positives; those of negatives are 1 larger.
 
   Args:
-    queries: (unit rows [B, D], (class [B], own gallery row or -2 [B], ...)).
-    tile: (unit rows [T, D], (class [T], gallery row or -1 for padding [T])).
+    similarities: float32 in [-1, 1], up to rounding.
 
-  Returns:
-    [B, T] int32, `LAST_KEY` for the query itself and for padding.
+  Example:
+    >>> to_keys(jnp.array([1.0, 0.0, -(2.0 ** -22)])).tolist()
+    [-8388608, 0, 2]
   """
-  rows, (query_class, itself, *_) = queries
-  gallery_rows, (gallery_class, gallery_row) = tile
-  similarities = arrays.dot_products(rows, gallery_rows)
-  keys = -2 * jnp.round(similarities / RESOLUTION).astype(jnp.int32)
-  keys += (query_class[:, None] != gallery_class[None, :]).astype(jnp.int32)
-  left_out = itself[:, None] == gallery_row[None, :]
-  left_out |= (gallery_row < 0)[None, :]
-  return jnp.where(left_out, LAST_KEY, keys)
+  return -2 * jnp.round(similarities / RESOLUTION).astype(jnp.int32)

@@ -219,7 +219,7 @@ def _evaluate(
   metrics: dict[str, definitions.Metric],
   self_excluded: bool,
   budget: int,
-  primitive: str | None = None,
+  counter: str | None = None,
   devices: Sequence[jax.Device] | None = None,
 ) -> RetrievalResult:
   per_query = {name: np.full(len(queries), np.nan) for name in metrics}
@@ -235,7 +235,7 @@ def _evaluate(
     gallery_labels,
     exclude_self=self_excluded,
     budget=budget,
-    primitive=primitive,
+    counter=counter,
     devices=devices,
   ):
     for name, values in definitions.evaluate(block, metrics).items():

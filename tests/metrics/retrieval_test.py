@@ -137,12 +137,12 @@ class ValuesTest(parameterized.TestCase):
       self.assertAlmostEqual(values[name], value, places=12, msg=name)
 
   @parameterized.product(
-    seed=tuple(range(8)), tied=(False, True), primitive=('sort', 'count')
+    seed=tuple(range(8)), tied=(False, True), counter=('compare', 'search')
   )
-  def test_equals_brute_force(self, seed, tied, primitive):
+  def test_equals_brute_force(self, seed, tied, counter):
     case = _random_case(seed, tied=tied)
     expected = _brute_force(*case)
-    result = _evaluate(*case, primitive=primitive)
+    result = _evaluate(*case, counter=counter)
     for name in _NAMES:
       mean, low, high = expected[name]
       self.assertAlmostEqual(result.metrics[name], mean, places=9, msg=name)
@@ -237,7 +237,7 @@ def _evaluate(
   gallery_labels=None,
   *,
   budget=2**27,
-  primitive=None,
+  counter=None,
   devices=None,
 ):
   itself = gallery is None
@@ -249,7 +249,7 @@ def _evaluate(
     metrics={name: metrics.get_metric(name) for name in _NAMES},
     self_excluded=itself,
     budget=budget,
-    primitive=primitive,
+    counter=counter,
     devices=devices,
   )
 
@@ -272,11 +272,9 @@ class SameResultTest(parameterized.TestCase):
       )
 
   @parameterized.product(
-    primitive=('sort', 'count'), num_devices=(1, 4), budget_mb=(20, 128)
+    counter=('compare', 'search'), num_devices=(1, 4), budget_mb=(20, 128)
   )
-  def test_primitive_devices_and_budget(
-    self, primitive, num_devices, budget_mb
-  ):
+  def test_counter_devices_and_budget(self, counter, num_devices, budget_mb):
     # Classes of unequal sizes; more rows than a tile, and a tie.
     embeddings, labels = _clusters(4500, 24, 60, noise=1.5)
     labels = labels * (labels % 3 > 0)
@@ -287,7 +285,7 @@ class SameResultTest(parameterized.TestCase):
     self.assert_same(
       _evaluate(
         *case,
-        primitive=primitive,
+        counter=counter,
         devices=jax.local_devices()[:num_devices],
         budget=budget_mb * 2**20,
       ),
@@ -307,17 +305,17 @@ class SameResultTest(parameterized.TestCase):
       ),
     )
 
-  @parameterized.parameters('sort', 'count')
-  def test_row_order_with_duplicates(self, primitive):
+  @parameterized.parameters('compare', 'search')
+  def test_row_order_with_duplicates(self, counter):
     random = np.random.default_rng(5)
     embeddings, labels = _clusters(300, 17, 12)
     # A third of the rows are copies of others, with other labels.
     embeddings[200:] = embeddings[random.integers(0, 200, 100)]
-    expected = _evaluate(embeddings, labels, primitive=primitive)
+    expected = _evaluate(embeddings, labels, counter=counter)
     self.assertGreater(expected.protocol['tie_rate'], 0)
     for _ in range(3):
       order = random.permutation(300)
-      result = _evaluate(embeddings[order], labels[order], primitive=primitive)
+      result = _evaluate(embeddings[order], labels[order], counter=counter)
       for name in _NAMES:
         np.testing.assert_allclose(
           result.per_query[name], expected.per_query[name][order], atol=1e-12
@@ -349,12 +347,12 @@ class SameResultTest(parameterized.TestCase):
 
 
 class TiesTest(parameterized.TestCase):
-  @parameterized.product(dim=(1, 3, 50, 129), primitive=('sort', 'count'))
-  def test_identical_embeddings_are_chance(self, dim, primitive):
+  @parameterized.product(dim=(1, 3, 50, 129), counter=('compare', 'search'))
+  def test_identical_embeddings_are_chance(self, dim, counter):
     row = np.random.default_rng(dim).normal(size=(1, dim))
     embeddings = np.repeat(row, 40, axis=0)
     labels = np.arange(40) % 4
-    result = _evaluate(embeddings, labels, primitive=primitive)
+    result = _evaluate(embeddings, labels, counter=counter)
     self.assertEqual(result.protocol['tie_rate'], 1.0)
     self.assertAlmostEqual(result.metrics['precision_at_1'], 9 / 39)
     self.assertAlmostEqual(result.metrics['r_precision'], 9 / 39)
@@ -426,11 +424,11 @@ class TiesTest(parameterized.TestCase):
 
 
 class QueriesTest(parameterized.TestCase):
-  @parameterized.parameters('sort', 'count')
-  def test_lone_queries_are_left_out_and_counted(self, primitive):
+  @parameterized.parameters('compare', 'search')
+  def test_lone_queries_are_left_out_and_counted(self, counter):
     embeddings, labels = _clusters(30, 8, 5)
     labels[[4, 9]] = [70, 80]
-    result = _evaluate(embeddings, labels, primitive=primitive)
+    result = _evaluate(embeddings, labels, counter=counter)
     self.assertEqual(result.protocol['num_lone_queries'], 2)
     for name, values in result.per_query.items():
       np.testing.assert_array_equal(np.isnan(values).nonzero()[0], [4, 9])
