@@ -7,6 +7,7 @@ without a device axis, so it restores on any number of devices and processes.
 import errno
 import json
 import os
+import shutil
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ DATASET_FILE = 'dataset.json'
 
 # The item's name is what Orbax's coming format expects of a single tree.
 _ITEM = 'state'
+_ROOM_FOR_METADATA = 2**20
 
 
 def write_text(path: str, text: str) -> None:
@@ -186,6 +188,7 @@ class Checkpoints:
     step = int(state.step)
     if step in self._manager.all_steps():
       return
+    self._check_room(state)
     try:
       saved = self._manager.save(
         step,
@@ -204,6 +207,19 @@ class Checkpoints:
       ) from error
     if not saved:
       raise RuntimeError(f'Orbax saved no checkpoint of step {step}')
+
+  def _check_room(self, state):
+    # Asked before, since the threads of the storage library print tracebacks
+    # when the disk fills up under them.
+    needed = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
+    needed += _ROOM_FOR_METADATA
+    free = shutil.disk_usage(self._folder).free
+    if free < needed:
+      raise InputError(
+        f'{self._folder} cannot be written; the disk is full: a checkpoint '
+        f'needs {needed / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free: '
+        'free some space and run again'
+      )
 
   def restore(self, target: Any, step: int | None = None) -> Any:
     """Returns the state of `step`, or of the latest one.

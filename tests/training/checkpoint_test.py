@@ -127,12 +127,26 @@ def test_full_disk(tmp_path, state, monkeypatch):
   assert not (tmp_path / 'results.json.tmp').exists()
 
 
-# The storage library's writers each fail in a thread of their own.
-@pytest.mark.filterwarnings(
-  'ignore::pytest.PytestUnhandledThreadExceptionWarning',
-  'ignore::pytest.PytestUnraisableExceptionWarning',
-)
-def test_a_real_full_disk(tmp_path, state):
+def test_too_little_room_is_found_before_anything_is_written(
+  tmp_path, state, monkeypatch
+):
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+  usage = shutil.disk_usage(tmp_path)
+  with checkpoint.Checkpoints(str(tmp_path)) as checkpoints:
+    for free, fits in ((size - 1, False), (size + 2**21, True)):
+      monkeypatch.setattr(
+        shutil, 'disk_usage', lambda path, free=free: usage._replace(free=free)
+      )
+      if fits:
+        checkpoints.save(_at(state, 1))
+      else:
+        with pytest.raises(InputError, match='the disk is full: .* MiB'):
+          checkpoints.save(_at(state, 1))
+        assert checkpoints.latest_step() is None
+    assert checkpoints.latest_step() == 1
+
+
+def test_a_real_full_disk(tmp_path, state, capfd):
   """On a file system of 64 KiB, where this machine lets us make one."""
   if shutil.which('mount') is None or os.geteuid() != 0:
     pytest.skip('needs root')
@@ -144,5 +158,6 @@ def test_a_real_full_disk(tmp_path, state):
     with pytest.raises(InputError, match='disk is full'):
       with checkpoint.Checkpoints(str(small)) as checkpoints:
         checkpoints.save(_at(state, 1))
+    assert 'Traceback' not in capfd.readouterr().err
   finally:
     os.system(f'umount {small}')
