@@ -25,7 +25,7 @@ from retrieval_jax.metrics import ranks
 from retrieval_jax.metrics.ranks import LAST_KEY, Ranks
 
 KEPT_TILES = 2  # Tiles of similarities that are not computed twice.
-_GROUP = 32  # Rows searched at a time on a CPU.
+_GROUP = 16  # Rows searched at a time on a CPU.
 _SUMMED = 64  # Numbers summed by one matrix product.
 _CHUNK = 16  # Keys compared at a time on a CPU: a vector register's worth.
 
@@ -267,10 +267,12 @@ def search_negatives(gallery, query_class, positives, all_similarities):
   rows, ends = np.divmod(np.flatnonzero(tied != 0), tied.shape[1])
   num_tied = tied[rows, ends].astype(np.int64)
   ends -= 1  # The last positive of each tie; find the first, of the same key.
-  by_row = np.arange(len(positives), dtype=np.int64)[:, None] << 32
-  ascending = (positives + by_row).reshape(-1)
-  row_starts = rows * positives.shape[1]
-  starts = np.searchsorted(ascending, ascending[row_starts + ends]) - row_starts
+  starts = ends.copy()
+  while (
+    same := (starts > 0)
+    & (positives[rows, starts - 1] == positives[rows, ends])
+  ).any():
+    starts -= same
   sizes = ends - starts + 1
   nth = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
   return Counts(
@@ -317,7 +319,10 @@ def _start_search(thresholds, *, mesh, group):
     held = jnp.zeros((num_rows, num_buckets), jnp.int32)
     held = held.at[row, bucket].add(present.astype(jnp.int32))
     steps = 32 - lax.clz(held.max(axis=1))
-    buckets = _Buckets(low, high, scale, _sums_before(held), steps)
+    before = _sums_before(held).astype(
+      jnp.uint16 if width <= 2**16 else jnp.int32
+    )
+    buckets = _Buckets(low, high, scale, before, steps)
     counts = jnp.zeros((num_rows, 2, width), jnp.int32)
     return thresholds, buckets, counts
 
