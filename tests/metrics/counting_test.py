@@ -27,7 +27,13 @@ def _similarities(kind, random, shape):
 @pytest.mark.parametrize('num_devices', [1, 4])
 @pytest.mark.parametrize('counter', COUNTERS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize('kind', ['spread', 'coarse', 'crowded', 'equal'])
-def test_counts_of_a_loop(kind, counter, num_devices):
+@pytest.mark.parametrize('whole_blocks', [False, True])
+def test_counts_of_a_loop(
+  whole_blocks, kind, counter, num_devices, monkeypatch
+):
+  if whole_blocks:  # As on accelerators.
+    monkeypatch.setattr(counting, '_GROUP', 2**20)
+    monkeypatch.setattr(counting, '_CHUNK', None)
   random = np.random.default_rng(0)
   num_rows, num_tiles, tile_rows, width = 32, 3, 64, 128
   # Rows without a positive are what a block is filled up with.
