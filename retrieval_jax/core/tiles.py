@@ -26,7 +26,7 @@ MIB = 2**20
 # Wide enough that the matrix product dominates the call, small enough that a
 # block of results stays in the cache.
 TILE_ROWS = 4096
-MAX_BLOCK_ROWS = 128
+MAX_BLOCK_ROWS = 512
 # A single row would go through a matrix-vector kernel, which rounds
 # differently.
 MIN_BLOCK_ROWS = 8
@@ -216,7 +216,7 @@ class Tiles:
       budget: bytes that the block may take.
 
     Returns:
-      A power of two, from 8 to 128, times the number of devices.
+      A power of two, from 8 to 512, times the number of devices.
     """
     wanted = min(
       budget // row_bytes // len(self.devices),

@@ -24,6 +24,7 @@ from retrieval_jax.metrics.ranks import Ranks
 
 # Up to about this many positives, comparing is the faster (measured on CPUs).
 _COMPARE_UP_TO = 32
+_SEARCHED_ROWS = 128  # More leave the cache, and malloc gives pages back.
 _MAX_THREADS = 4
 
 
@@ -101,7 +102,10 @@ def rank_positives(
         f'rows, {most} of them of one class; allowed is {needed} or more: '
         f'pass memory_budget_mb={needed}'
       )
-    block_rows = gallery.block_rows(len(part), row_bytes, budget // threads)
+    wanted = len(part)
+    if name == 'search':
+      wanted = min(wanted, _SEARCHED_ROWS * len(gallery.devices))
+    block_rows = gallery.block_rows(wanted, row_bytes, budget // threads)
     picks = [part[block] for block in tiles.blocks(len(part), block_rows)]
 
     def rank_block(picked, rank=rank, block_rows=block_rows):
