@@ -348,19 +348,19 @@ def _map_groups(function, group, mesh):
 
 
 def _sums_before(x):
-  """Returns sum_{i < j} x_i of int32 rows [B, M] whose sum is below 2 ** 24.
+  """Returns sum_{i < j} x_i of int32 rows [B, M] of counts.
 
-  By matrix products, twice as fast as XLA's cumsum on a CPU, and exact.
+  Sums of `_SUMMED` numbers by a matrix product, exact below 2 ** 24: on a CPU
+  1.6 times as fast as XLA's cumsum of a whole row.
   """
-
-  def sums(x):
-    size = x.shape[-1]
-    before = jnp.triu(jnp.ones((size, size), jnp.float32), 1)
-    return jnp.matmul(x, before, precision=lax.Precision.HIGHEST)
-
-  parts = x.astype(jnp.float32).reshape(len(x), -1, _SUMMED)
-  inside, before = sums(parts), sums(parts.sum(axis=-1))
-  return (inside + before[..., None]).astype(jnp.int32).reshape(x.shape)
+  parts = x.reshape(len(x), -1, _SUMMED)
+  earlier = jnp.triu(jnp.ones((_SUMMED, _SUMMED), jnp.float32), 1)
+  inside = jnp.matmul(
+    parts.astype(jnp.float32), earlier, precision=lax.Precision.HIGHEST
+  )
+  totals = parts.sum(axis=-1)
+  before = jnp.cumsum(totals, axis=1) - totals
+  return (inside.astype(jnp.int32) + before[..., None]).reshape(x.shape)
 
 
 @functools.partial(
