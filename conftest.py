@@ -47,7 +47,8 @@ def example_folder(tmp_path_factory):
   )
   config.override(settings, 'num_train_steps', '2')
   loop.train_and_evaluate(settings, str(folder / 'runs' / 'circle'))
-  images = data.load_dataset('mnist_5k').query.images_at(np.arange(4))
+  query = data.load_dataset('mnist_5k').tests['test'].query
+  images = query.images_at(np.arange(4))
   names = ('query.png', 'a.png', 'b.png', 'c.png')
   for name, image in zip(names, images, strict=True):
     Image.fromarray(image[..., 0]).save(folder / name)

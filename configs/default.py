@@ -27,22 +27,110 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.log_every_steps = 25
 
   config.data = data = ml_collections.ConfigDict()
+  # One of retrieval_jax.data.DATASETS, 'tfds/<builder>', or 'mixture'.
   data.name = arg or 'mnist_5k'
-  # Where the data set lies prepared; None: where its library puts it.
+  # Its folder; None: where its library puts it.
   data.dir = config_dict.placeholder(str)
+  # Of 'table': the CSV or Parquet file, how it is encoded (None: UTF-8), what
+  # separates several labels, and the column of fonts, vendors or cameras.
+  data.file = config_dict.placeholder(str)
+  data.encoding = config_dict.placeholder(str)
+  data.label_separator = config_dict.placeholder(str)
+  data.domain_column = config_dict.placeholder(str)
+  # Of 'glyphs': a folder of fonts; None: those of matplotlib.
+  data.fonts = config_dict.placeholder(str)
+  # Of 'gldv2': 'clean', 'c2x' or 'all'.
+  data.subset = config_dict.placeholder(str)
+  # Of TFDS: sub-splits such as 'train[:80%]', and where the defaults fail,
+  # what is searched in and the names of the features.
+  data.train_split = config_dict.placeholder(str)
+  data.test_split = config_dict.placeholder(str)
+  data.gallery = config_dict.placeholder(str)
+  # Whether each image is cut to its box, where the data set has one.
+  data.use_boxes = False
+  data.image_feature = config_dict.placeholder(str)
+  data.label_feature = config_dict.placeholder(str)
+  # Of 'mixture': for each data set, by the name it is reported by, its `name`
+  # and what else of this section differs for it.
+  data.members = ml_collections.ConfigDict()
+  # None: as the data come. Else 'class_disjoint' (zero-shot), 'stratified' or
+  # 'leave_one_domain_out'.
+  data.split = config_dict.placeholder(str)
+  # Of the classes, or of the images of each class.
+  data.test_fraction = 0.5
+  data.test_domain = config_dict.placeholder(str)
+  # Of the test images of a class that ask; None: all, each against the others.
+  data.query_fraction = config_dict.placeholder(float)
+  # What the epoch is selected on: one fold of the training 'classes', or of the
+  # 'images' of each; None: nothing is selected, the last step counts.
+  data.validation = config_dict.placeholder(str)
+  data.validation_folds = 5
+  data.validation_fold = 0
+  data.split_seed = 0
+  # Side of the square that the model sees; None: that of the images, if they
+  # are alike. The shorter side is resized to resize_size (None: image_size),
+  # and the centre cut out.
+  data.image_size = config_dict.placeholder(int)
+  data.resize_size = config_dict.placeholder(int)
+  # 1 or 3; None: as the images have.
+  data.channels = config_dict.placeholder(int)
+  # Side of the square that the whole picture is sent to the device on when
+  # augment.crop_scale draws crops there; None: half as much again.
+  data.canvas_size = config_dict.placeholder(int)
+  # That read and decode; 0: as many as there are cores.
+  data.num_threads = 0
+  # Of the images of a set; more of them unreadable end the run.
+  data.max_unreadable_share = 0.01
   # Over all devices and hosts.
   data.batch_size = 32
-  # P of a P x K batch, K = batch_size / P; 0: uniform sampling.
+  # 'uniform', 'class_weighted', 'category_balanced' or 'hierarchical'.
+  data.sampler = 'uniform'
+  # P of a P x K batch, K = batch_size / P; 0: images, not classes, are drawn.
   data.classes_per_batch = 0
+  data.categories_per_batch = 0
+  # Classes are drawn by their size to this power: 1 all images alike, 0.5 the
+  # square root for long tails, 0 all classes alike.
+  data.class_power = 1.0
+  # Of a mixture: 'proportional', 'balanced' or 'round_robin'.
+  data.mixing = 'proportional'
   # Of the pixels in [0, 1], one number or one a channel.
   data.mean = (0.1307,)
   data.std = (0.3081,)
+
+  # What is done to the images of a training step, on the device; see
+  # retrieval_jax/data/augmentation_options.py. Nothing, unless it is set.
+  config.augment = augment = ml_collections.ConfigDict()
+  # Share of the picture's area in a random resized crop, such as (0.2, 1.0).
+  augment.crop_scale = config_dict.placeholder(tuple)
+  augment.crop_ratio = (3 / 4, 4 / 3)
+  # Probability of mirroring from left to right.
+  augment.flip = 0.0
+  # Largest angle, in degrees.
+  augment.rotation = 0.0
+  # Strengths, 0.4 being common; of the hue in turns, at most 0.5.
+  augment.brightness = 0.0
+  augment.contrast = 0.0
+  augment.saturation = 0.0
+  augment.hue = 0.0
+  # Probability, and standard deviation in pixels.
+  augment.blur = 0.0
+  augment.blur_sigma = (0.1, 2.0)
+  # Probability, and share of the area that is erased.
+  augment.erase = 0.0
+  augment.erase_scale = (0.02, 0.33)
+  augment.erase_ratio = (0.3, 3.3)
+  augment.erase_fill = 'mean'
+  # Of Beta(alpha, alpha), for losses against proxies.
+  augment.mixup = 0.0
+  augment.cutmix = 0.0
 
   config.model = model = ml_collections.ConfigDict()
   model.name = 'convnet'
   model.embedding_dim = 50
   # Of the convolutions: 'none', or 'batch' for BatchNorm.
   model.normalization = 'none'
+  # Of the last map: 'flatten' for images of one size, or 'average'.
+  model.pooling = 'flatten'
   # Share of the features dropped in training.
   model.dropout = 0.0
   # What is computed in; parameters, embeddings and losses are float32.
@@ -83,6 +171,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     'recall_at_10',
   )
   evaluation.batch_size = 256
+  # The embeddings of these views of an image are averaged: also flipped, and at
+  # each scale (the network has to take images of any size).
+  evaluation.flip = False
+  evaluation.scales = (1.0,)
   # Of the similarity blocks; results do not depend on it.
   evaluation.memory_budget_mb = 128
 

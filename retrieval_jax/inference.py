@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from retrieval_jax.data import transforms
+from retrieval_jax.data import preprocessing
 from retrieval_jax.training import checkpoint, steps
 
 
@@ -18,7 +18,8 @@ class RetrievalModel:
 
   Attributes:
     config: of the run.
-    image_shape: (H, W, C) that images are brought to.
+    preprocessing: how a picture becomes what the network sees, the same way as
+      when the run was measured.
   """
 
   def __init__(self, workdir: str, step: int | None = None):
@@ -26,15 +27,23 @@ class RetrievalModel:
 
     Args:
       workdir: of the run.
-      step: a checkpointed step; None: the latest.
+      step: a checkpointed step; None: the one that the results are of, the
+        best on the validation set, else the latest.
 
     Raises:
       InputError: not a run, or no such checkpoint.
     """
     self.config = checkpoint.read_config(workdir)
     info = checkpoint.read_dataset_info(workdir)
-    self.image_shape = tuple(info['image_shape'])
-    task = steps.make_task(self.config, info['num_classes'], axis_name=None)
+    self.preprocessing = preprocessing.Preprocessing.from_dict(
+      info['preprocessing']
+    )
+    task = steps.make_task(
+      self.config,
+      info['num_classes'],
+      self.preprocessing.image_shape,
+      axis_name=None,
+    )
     variables = checkpoint.restore_variables(workdir, step)
     self._variables = jax.device_put(
       {
@@ -51,8 +60,8 @@ class RetrievalModel:
 
     Args:
       images: paths, PIL images, or uint8 arrays [H, W] or [H, W, C], mixed as
-        they come; or one uint8 array [n, H, W, C]. Other sizes are resized to
-        `image_shape`.
+        they come; or one uint8 array [n, H, W, C]. Other sizes are resized and
+        cropped as in the evaluation.
       batch_size: how many at a time.
 
     Returns:
@@ -61,14 +70,14 @@ class RetrievalModel:
     Raises:
       InputError: an image that cannot be read, or of another kind.
     """
-    rows = []
+    rows, shape = [], self.preprocessing.image_shape
     for start in range(0, len(images), batch_size):
-      batch = transforms.read_images(
-        images[start : start + batch_size], self.image_shape
+      batch = preprocessing.read_images(
+        images[start : start + batch_size], self.preprocessing
       )
       # Batches of a power of two, so that few sizes are ever compiled.
       size = 1 << (len(batch) - 1).bit_length()
-      padded = np.zeros((size, *self.image_shape), np.uint8)
+      padded = np.zeros((size, *shape), np.uint8)
       padded[: len(batch)] = batch
       rows.append(
         np.asarray(self._embed(self._variables, padded))[: len(batch)]

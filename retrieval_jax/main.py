@@ -11,7 +11,8 @@ import re
 import sys
 from collections.abc import Sequence
 
-from retrieval_jax.core.errors import InputError, unknown_name
+from retrieval_jax import command_line
+from retrieval_jax.core.errors import InputError
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import distributed
 
@@ -28,13 +29,6 @@ Any key of the config is changed with --config.KEY=VALUE. The same command again
 continues a run that was stopped, and measures one that is finished."""
 
 
-class _Parser(argparse.ArgumentParser):
-  """Raises what argparse would print with its usage."""
-
-  def error(self, message: str):
-    raise InputError(f'{message}; see --help')
-
-
 def parse_flags(
   argv: Sequence[str],
 ) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
@@ -43,12 +37,7 @@ def parse_flags(
   Raises:
     InputError: a flag that is unknown, or has no or a wrong value.
   """
-  parser = _Parser(
-    prog='python -m retrieval_jax.main',
-    description=_DESCRIPTION,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = command_line.Parser('python -m retrieval_jax.main', _DESCRIPTION)
   parser.add_argument(
     '--config', required=True, help='a config file, and after a colon its data'
   )
@@ -65,17 +54,7 @@ def parse_flags(
   processes.add_argument('--coordinator_address', help='HOST:PORT of process 0')
   processes.add_argument('--num_processes', type=int)
   processes.add_argument('--process_id', type=int)
-  flags, rest = parser.parse_known_args(argv)
-  overrides = []
-  for flag in rest:
-    match = re.fullmatch(r'--config\.([\w.]+)=(.*)', flag)
-    if not match and flag.startswith('--config.'):
-      raise InputError(f'{flag} has no value; allowed is --config.KEY=VALUE')
-    if not match:
-      known = [f'--{name}' for name in vars(flags)]
-      raise unknown_name('flag', flag.partition('=')[0], known)
-    overrides.append((match[1], match[2]))
-  return flags, overrides
+  return command_line.parse_with_overrides(parser, argv)
 
 
 def default_workdir(config: str, overrides: Sequence[tuple[str, str]]) -> str:
@@ -128,20 +107,7 @@ def run(argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit status: 0, or 2 for a mistake."""
-  logging.basicConfig(
-    format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.WARNING
-  )
-  _log.setLevel(logging.INFO)
-  # Orbax and clu log through absl, and TensorFlow (which clu writes events
-  # with) about oneDNN, what is no news to a user.
-  logging.getLogger('absl').setLevel(logging.ERROR)
-  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-  try:
-    run(sys.argv[1:] if argv is None else argv)
-  except InputError as error:
-    print(f'retrieval_jax: {error}', file=sys.stderr)
-    return 2
-  return 0
+  return command_line.run_command(run, argv)
 
 
 if __name__ == '__main__':

@@ -1,55 +1,54 @@
-"""Data: sources of images and labels, samplers, batches, and transforms.
+"""Data: collections of images, sources, samplers, batches, and transforms.
 
-To add a data set: a function `data_dir -> Dataset`, and a line in `DATASETS`.
+To add a data set: a function that returns a `Collection`, and a line in
+`DATASETS` of `loading.py`; its keyword arguments become keys of `data.*`.
 """
 
-import functools
-from collections.abc import Callable
-
-from retrieval_jax.core import errors
-from retrieval_jax.data import embedded, prepared, transforms
-from retrieval_jax.data.loader import load_batch, padded_batches, prefetch
-from retrieval_jax.data.samplers import make_sampler
-from retrieval_jax.data.sources import Dataset, Source
+from retrieval_jax.data import augmentation, preprocessing, transforms
+from retrieval_jax.data.collection import Collection
+from retrieval_jax.data.dataset import Dataset, EvaluationSet, describe
+from retrieval_jax.data.loader import (
+  TrainLoader,
+  padded_batches,
+  prefetch,
+  too_many_unreadable,
+)
+from retrieval_jax.data.loading import (
+  DATASETS,
+  check_name,
+  find_loader,
+  load_collection,
+  load_dataset,
+  option_names,
+)
+from retrieval_jax.data.preprocessing import Preprocessing
+from retrieval_jax.data.samplers import coverage, make_sampler
+from retrieval_jax.data.sources import ImageArray, ImageFiles, Source
 from retrieval_jax.data.validation import check_dataset
 
 __all__ = [
   'DATASETS',
+  'Collection',
   'Dataset',
+  'EvaluationSet',
+  'ImageArray',
+  'ImageFiles',
+  'Preprocessing',
   'Source',
+  'TrainLoader',
+  'augmentation',
   'check_dataset',
-  'load_batch',
+  'check_name',
+  'coverage',
+  'describe',
+  'find_loader',
+  'load_collection',
   'load_dataset',
   'make_sampler',
+  'option_names',
   'padded_batches',
   'prefetch',
+  'preprocessing',
+  'too_many_unreadable',
   'transforms',
 ]
-
-DATASETS: dict[str, Callable[[str | None], Dataset]] = {
-  'mnist_5k': embedded.mnist_5k,
-  'mnist': functools.partial(prepared.load_prepared, 'mnist'),
-  'fashion_mnist': functools.partial(prepared.load_prepared, 'fashion_mnist'),
-}
-
-
-def load_dataset(name: str, data_dir: str | None = None) -> Dataset:
-  """Loads a data set and checks it.
-
-  Args:
-    name: one of `DATASETS`.
-    data_dir: where its files are or shall be; None is the default place.
-
-  Raises:
-    InputError: for an unknown name, or data that cannot be had or used.
-
-  Example:
-    >>> dataset = load_dataset('mnist_5k')
-    >>> len(dataset.train), len(dataset.query), dataset.image_shape
-    (4000, 1000, (28, 28, 1))
-  """
-  if name not in DATASETS:
-    raise errors.unknown_name('data.name', name, DATASETS)
-  dataset = DATASETS[name](data_dir)
-  check_dataset(dataset)
-  return dataset

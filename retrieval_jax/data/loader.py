@@ -6,6 +6,7 @@ loads only its own: process i of n takes the i-th of n equal parts.
 
 import collections
 import concurrent.futures
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -13,50 +14,139 @@ from typing import Any
 import numpy as np
 
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.data.samplers import Sampler
+from retrieval_jax.data.samplers.uniform import Sampler
 from retrieval_jax.data.sources import Source
 
 Batch = dict[str, np.ndarray]
 
+_log = logging.getLogger(__name__)
 
-def load_batch(
-  source: Source,
-  sampler: Sampler,
-  step: int,
-  *,
-  process_index: int = 0,
-  process_count: int = 1,
-) -> Batch:
-  """Loads the part of a step's batch that belongs to this process.
+# Of a class whose first replacements cannot be read either.
+_MAX_REPLACEMENTS = 10
+_MAX_LOGGED = 10
 
-  Args:
-    source: the training set.
-    sampler: step -> rows of the whole batch.
-    step: from 0.
-    process_index: of this process.
-    process_count: must divide the batch.
 
-  Returns:
-    {'images': [b, H, W, C] uint8, 'labels': [b] int32}; the parts of all
-    processes, in order, are the batch, on any number of processes.
+class TrainLoader:
+  """Loads the part of each step's batch that belongs to this process.
 
-  Raises:
-    InputError: if the processes do not divide the batch.
+  An image that cannot be read is replaced by the next of its class, the same
+  one on every process and in every run; it is logged with its path, counted,
+  and fatal once too large a share of the images is such.
 
   Example:
-    >>> source = Source(np.zeros((6, 8, 8, 1), np.uint8), np.arange(6))
-    >>> def sampler(step):
-    ...   return np.array([5, 2, 3, 1])
-    >>> load_batch(
-    ...   source, sampler, 0, process_index=1, process_count=2)['labels']
+    >>> source = Source.of_array(np.zeros((6, 8, 8, 1), np.uint8), np.arange(6))
+    >>> load = TrainLoader(
+    ...   source, lambda step: np.array([5, 2, 3, 1]),
+    ...   process_index=1, process_count=2)
+    >>> load(0)['labels']
     array([3, 1], dtype=int32)
   """
-  rows = sampler(step)
-  rows = rows[_part(len(rows), process_index, process_count)]
-  return {
-    'images': source.images_at(rows),
-    'labels': source.labels[rows].astype(np.int32),
-  }
+
+  def __init__(
+    self,
+    source: Source,
+    sampler: Sampler,
+    *,
+    canvas: bool = False,
+    max_unreadable_share: float = 0.01,
+    process_index: int = 0,
+    process_count: int = 1,
+  ):
+    """Loads nothing yet.
+
+    Args:
+      source: the training set.
+      sampler: step -> rows of the whole batch.
+      canvas: whether the whole pictures are wanted, to be cropped on the
+        device; see `Source.load`.
+      max_unreadable_share: of the images of the source, in [0, 1].
+      process_index: of this process.
+      process_count: must divide the batch.
+    """
+    self._source = source
+    self._sampler = sampler
+    self._canvas = canvas
+    self._max_unreadable = max_unreadable_share * len(source)
+    self._process = process_index, process_count
+    self._of_class = None
+    # {row: why it cannot be read}, of this process.
+    self.unreadable: dict[int, str] = {}
+
+  def __call__(self, step: int) -> Batch:
+    """Loads a batch.
+
+    Args:
+      step: from 0.
+
+    Returns:
+      {'images': [b, H, W, C] uint8, 'labels': [b] int32}, and with `canvas`
+      'aspect_ratios': [b] float32. The parts of all processes, in order, are
+      the batch, on any number of processes.
+
+    Raises:
+      InputError: if the processes do not divide the batch, or too many images
+        cannot be read.
+    """
+    rows = self._sampler(step)
+    rows = rows[_part(len(rows), *self._process)]
+    images, ratios, errors = self._source.load(rows, canvas=self._canvas)
+    for place, reason in errors.items():
+      self._note(int(rows[place]), reason)
+      loaded = self._replacement(int(rows[place]))
+      images[place], ratios[place] = loaded.images[0], loaded.aspect_ratios[0]
+    batch = {
+      'images': images,
+      'labels': self._source.labels[rows].astype(np.int32),
+    }
+    return batch | ({'aspect_ratios': ratios} if self._canvas else {})
+
+  def _note(self, row, reason):
+    """Counts an image that cannot be read; the first ones are logged."""
+    if row in self.unreadable:
+      return
+    self.unreadable[row] = reason
+    if len(self.unreadable) <= _MAX_LOGGED:
+      _log.warning('%s; another image of its class takes its place', reason)
+    if len(self.unreadable) == _MAX_LOGGED:
+      _log.warning('further images that cannot be read are only counted')
+    if len(self.unreadable) > self._max_unreadable:
+      raise too_many_unreadable(
+        'training', len(self.unreadable), len(self._source), reason
+      )
+
+  def _replacement(self, row):
+    """Loads the next image of the class that can be read."""
+    labels = self._source.labels
+    if self._of_class is None:
+      order = np.argsort(labels, kind='stable')
+      self._of_class = order, labels[order]
+    order, ordered = self._of_class
+    low, high = np.searchsorted(ordered, [labels[row], labels[row] + 1])
+    place = low + int(np.searchsorted(order[low:high], row))
+    for ahead in range(1, min(high - low, _MAX_REPLACEMENTS + 1)):
+      other = int(order[low + (place - low + ahead) % (high - low)])
+      if other in self.unreadable:
+        continue
+      loaded = self._source.load(np.array([other]), canvas=self._canvas)
+      if not loaded.errors:
+        return loaded
+      self._note(other, loaded.errors[0])
+    raise InputError(
+      f'{self.unreadable[row]}; no other image of its class (of '
+      f'{high - low}) can be read to take its place: repair them, or remove '
+      'the class'
+    )
+
+
+def too_many_unreadable(
+  name: str, unreadable: int, images: int, reason: str
+) -> InputError:
+  """Returns the error for a set of which too many images cannot be read."""
+  return InputError(
+    f'{unreadable} of the {images} images of the {name} set cannot be read, '
+    f'more than data.max_unreadable_share allows; the last: {reason}; list '
+    'them by `python -m retrieval_jax.check_data`, repair or remove them'
+  )
 
 
 def padded_batches(
@@ -77,17 +167,17 @@ def padded_batches(
 
   Yields:
     {'images': [b, H, W, C] uint8, 'labels': [b] int32, 'mask': [b] bool}. Every
-    example is in one batch of one process with mask True. Padding has mask
-    False, label -1 and black images. All processes yield ceil(N / batch_size)
-    batches; the parts of a batch, in order of the processes, are consecutive
-    rows of the source.
+    example is in one batch of one process. Padding has mask False, label -1 and
+    black images; so has, but for its label, an image that cannot be read, which
+    is logged. All processes yield ceil(N / batch_size) batches; the parts of a
+    batch, in order of the processes, are consecutive rows of the source.
 
   Raises:
     InputError: if batch_size is not positive, or the processes do not divide
       it.
 
   Example:
-    >>> source = Source(np.zeros((3, 8, 8, 1), np.uint8), np.arange(3))
+    >>> source = Source.of_array(np.zeros((3, 8, 8, 1), np.uint8), np.arange(3))
     >>> for batch in padded_batches(source, 2):
     ...   print(batch['labels'], batch['mask'])
     [0 1] [ True  True]
@@ -108,10 +198,15 @@ def _padded_batches(
   for index in range(math.ceil(len(source) / batch_size)):
     rows = np.arange(index * batch_size, (index + 1) * batch_size)[part]
     mask = rows < len(source)
-    rows = np.where(mask, rows, 0)
-    images = source.images_at(rows)
-    images[~mask] = 0
-    labels = np.where(mask, source.labels[rows], -1).astype(np.int32)
+    size = int(mask.sum())
+    loaded = source.load(rows[:size])
+    images = np.zeros((len(rows), *source.image_shape), np.uint8)
+    labels = np.full(len(rows), -1, np.int32)
+    images[:size] = loaded.images
+    labels[:size] = source.labels[rows[:size]]
+    for place, reason in loaded.errors.items():
+      mask[place] = False
+      _log.warning('%s; it is left out of the evaluation', reason)
     yield {'images': images, 'labels': labels, 'mask': mask}
 
 

@@ -4,7 +4,8 @@ import numpy as np
 
 from retrieval_jax.core import relations
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.data.sources import Dataset, Source
+from retrieval_jax.data.dataset import Dataset
+from retrieval_jax.data.sources import Source
 
 
 def check_dataset(dataset: Dataset) -> None:
@@ -13,10 +14,11 @@ def check_dataset(dataset: Dataset) -> None:
   Raises:
     InputError: for an empty set; images that are not uint8 of `image_shape`;
       labels that are not one integer an image, or are out of range in the
-      training set; queries none of which has its class in the gallery.
+      training set; a training set of one class; queries none of which has its
+      class in the gallery.
   """
-  for part in ('train', 'gallery', 'query'):
-    _check_source(dataset, part, getattr(dataset, part))
+  groups = dataset.tests | dataset.validations
+  _check_source(dataset, 'train', dataset.train)
   labels = dataset.train.labels
   if labels.min() < 0 or labels.max() >= dataset.num_classes:
     raise InputError(
@@ -25,13 +27,26 @@ def check_dataset(dataset: Dataset) -> None:
       f'{dataset.num_classes - 1}: number the classes from 0, or correct '
       'num_classes'
     )
-  query, gallery = np.unique(dataset.query.labels), dataset.gallery.labels
-  if not np.isin(query, gallery).any():
+  if dataset.num_classes < 2:
     raise InputError(
-      f'data set {dataset.name!r}: no query has a match, none of the '
-      f'{len(query)} classes of the queries is in the gallery: check that both '
-      'are labelled alike'
+      f'data set {dataset.name!r}: the training set has one class; allowed are '
+      'at least two, since images are told apart by their classes: add '
+      'classes, or correct the labels'
     )
+  for name, group in groups.items():
+    _check_source(dataset, f'queries of {name}', group.query)
+    _check_source(dataset, f'gallery of {name}', group.searched)
+    asked, counts = np.unique(group.query.labels, return_counts=True)
+    if group.gallery is None:
+      has_match = (counts > 1).any()
+    else:
+      has_match = np.isin(asked, group.gallery.labels).any()
+    if not has_match:
+      raise InputError(
+        f'data set {dataset.name!r}, {name}: no query has a match, none of the '
+        f'{len(asked)} classes of the queries is in the gallery: check that '
+        'both are labelled alike'
+      )
 
 
 def _check_source(dataset: Dataset, part: str, source: Source) -> None:
@@ -40,12 +55,9 @@ def _check_source(dataset: Dataset, part: str, source: Source) -> None:
   relations.check_labels(source.labels, f'{where}: labels')
   if not len(source):
     raise InputError(f'{where}: no images; at least one is needed')
-  if isinstance(source, Source) and len(source.images) != len(source.labels):
-    raise InputError(
-      f'{where}: {len(source.images)} images but {len(source.labels)} labels; '
-      'there must be one label an image'
-    )
-  image = source.images_at(np.zeros(1, np.int64))
+  # Of a data set with many bad files some are found here, and the rest as they
+  # are read.
+  image = source.load(np.zeros(1, np.int64)).images
   if image.dtype != np.uint8 or image.shape[1:] != tuple(dataset.image_shape):
     raise InputError(
       f'{where}: images are {image.dtype} of shape {image.shape[1:]}; allowed '

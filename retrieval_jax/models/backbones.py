@@ -11,6 +11,7 @@ from retrieval_jax.core.errors import InputError
 from retrieval_jax.models import layers
 
 NORMALIZATIONS = ('none', 'batch')
+POOLINGS = ('flatten', 'average')
 _NUM_POOLED = 2
 _MIN_SIZE = 8
 
@@ -22,13 +23,15 @@ class ConvNet(nn.Module):
 
     3x3 convolution -> 2x2 max-pool -> bias or BatchNorm -> ReLU
 
-  and the last map, flattened. Pooling comes first because bias and ReLU commute
-  with it and then cost a quarter; BatchNorm does not commute, and here sees the
-  pooled maps.
+  and the last map, flattened or averaged. Pooling comes first because bias and
+  ReLU commute with it and then cost a quarter; BatchNorm does not commute, and
+  here sees the pooled maps.
 
   Attributes:
     widths: channels of each block.
     normalization: 'none', or 'batch' for BatchNorm.
+    pooling: 'flatten' keeps every place of the last map apart, for images of
+      one size; 'average' takes the mean over the places, for any size.
     dropout: fraction of the features dropped in training; needs the random
       stream 'dropout'.
     axis_name: the axis of the devices. BatchNorm then takes the statistics of
@@ -38,6 +41,7 @@ class ConvNet(nn.Module):
 
   widths: Sequence[int] = (32, 64, 128)
   normalization: str = 'none'
+  pooling: str = 'flatten'
   dropout: float = 0.0
   axis_name: str | None = None
   dtype: Any = jnp.float32
@@ -52,7 +56,8 @@ class ConvNet(nn.Module):
         dropout drops.
 
     Returns:
-      [B, H // 4 * W // 4 * widths[-1]] of `dtype`.
+      [B, F] of `dtype`, F = widths[-1] averaged, times H // 4 * W // 4
+      flattened.
 
     Raises:
       InputError: for images of another rank, or smaller.
@@ -82,5 +87,7 @@ class ConvNet(nn.Module):
           name=f'norm_{block}',
         )(x)
       x = nn.relu(x)
+    if self.pooling == 'average':
+      x = jnp.mean(x, axis=(1, 2))
     x = x.reshape(x.shape[0], -1)
     return nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from retrieval_jax.core.errors import InputError, unknown_name
-from retrieval_jax.models.backbones import NORMALIZATIONS, ConvNet
+from retrieval_jax.models.backbones import NORMALIZATIONS, POOLINGS, ConvNet
 from retrieval_jax.models.embedder import Embedder
 
 DTYPES = ('float32', 'bfloat16')
@@ -58,6 +58,7 @@ BACKBONES: dict[str, Backbone] = {
     ConvNet,
     options={
       'normalization': _choice(*NORMALIZATIONS),
+      'pooling': _choice(*POOLINGS),
       'dropout': Option(
         lambda value: _is_number(value) and 0 <= value < 1,
         'a number from 0 to below 1',

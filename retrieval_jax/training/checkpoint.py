@@ -103,7 +103,7 @@ def read_config(workdir: str) -> ml_collections.ConfigDict:
 
 
 def read_dataset_info(workdir: str) -> dict[str, Any]:
-  """Returns {'name', 'image_shape', 'num_classes'} of the run's data set."""
+  """Returns {'name', 'preprocessing', 'num_classes'} of a run's data set."""
   return json.loads(_read_json(workdir, DATASET_FILE))
 
 
@@ -173,7 +173,20 @@ class Checkpoints:
 
   def best_step(self) -> int | None:
     """Returns the step of the checkpoint with the best score, or None."""
-    return self._manager.best_step()
+    scored = [
+      step for step in self._manager.all_steps() if self.score(step) is not None
+    ]
+    return max(scored, key=lambda step: (self.score(step), -step), default=None)
+
+  def score(self, step: int | None) -> float | None:
+    """Returns the score that a checkpoint was saved with, None without one."""
+    metrics = None if step is None else self._manager.metrics(step)
+    return None if not metrics else float(_score(metrics))
+
+  def selected_step(self) -> int | None:
+    """Returns the step that is tested and used: the best, else the latest."""
+    best = self.best_step()
+    return self.latest_step() if best is None else best
 
   def save(self, state: Any, score: float | None = None) -> None:
     """Saves a host tree under its step; a step that is there stays.
@@ -289,7 +302,7 @@ def restore_params(workdir: str, step: int | None = None) -> Any:
 
   Args:
     workdir: of the run.
-    step: a checkpointed step; None: the latest.
+    step: a checkpointed step; None: the one that the results are of.
 
   Returns:
     {'embedder': ..., 'head': ...}, `head` only of a run with a proxy loss.
@@ -304,4 +317,6 @@ def restore_variables(workdir: str, step: int | None = None) -> Any:
   """Returns {'params': ..., 'batch_stats': ...} of a run; see above."""
   read_config(workdir)
   with Checkpoints(workdir) as checkpoints:
+    if step is None:
+      step = checkpoints.selected_step()
     return checkpoints.restore_params(step)

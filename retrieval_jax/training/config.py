@@ -24,7 +24,12 @@ from retrieval_jax.core.errors import InputError, unknown_name
 from retrieval_jax.training import optim
 
 # What may differ when a run is continued: nothing that the weights depend on.
-FREE_KEYS = ('eval', 'log_every_steps', 'checkpoint_every_steps')
+FREE_KEYS = (
+  'eval',
+  'log_every_steps',
+  'checkpoint_every_steps',
+  'data.num_threads',
+)
 
 
 class Rule(NamedTuple):
@@ -57,6 +62,9 @@ _NONNEGATIVE = Rule(
   'a finite number of at least 0', lambda v: _is_real(v) and v >= 0
 )
 _TEXT = Rule('a string', lambda v: isinstance(v, str))
+_FLAG = Rule('True or False', lambda v: isinstance(v, bool))
+_SHARE = Rule('a number in [0, 1]', lambda v: _is_real(v) and 0 <= v <= 1)
+_FRACTION = Rule('a number in (0, 1)', lambda v: _is_real(v) and 0 < v < 1)
 _PIXELS = Rule(
   'a tuple of 1 or 3 finite numbers, in units of the full pixel range',
   lambda v: (
@@ -81,9 +89,45 @@ RULES = {
   'checkpoint_every_steps': _optional(_COUNT),
   'log_every_steps': _COUNT,
   'data.name': _TEXT,
+  # Where the data are, and which of them.
   'data.dir': _optional(_TEXT),
+  'data.file': _optional(_TEXT),
+  'data.encoding': _optional(_TEXT),
+  'data.label_separator': _optional(_TEXT),
+  'data.domain_column': _optional(_TEXT),
+  'data.fonts': _optional(_TEXT),
+  'data.subset': _optional(_TEXT),
+  'data.train_split': _optional(_TEXT),
+  'data.test_split': _optional(_TEXT),
+  'data.gallery': _optional(_TEXT),
+  'data.use_boxes': _FLAG,
+  'data.image_feature': _optional(_TEXT),
+  'data.label_feature': _optional(_TEXT),
+  # Who is trained on, asked and searched in.
+  'data.split': _optional(_TEXT),
+  'data.test_fraction': _FRACTION,
+  'data.test_domain': _optional(_TEXT),
+  'data.query_fraction': _optional(_FRACTION),
+  'data.validation': _optional(_TEXT),
+  'data.validation_folds': Rule(
+    'an integer of at least 2', lambda v: _is_int(v) and v >= 2
+  ),
+  'data.validation_fold': _NATURAL,
+  'data.split_seed': _NATURAL,
+  # How a picture becomes an array.
+  'data.image_size': _optional(_COUNT),
+  'data.resize_size': _optional(_COUNT),
+  'data.channels': _optional(Rule('1 or 3', lambda v: v in (1, 3))),
+  'data.canvas_size': _optional(_COUNT),
+  'data.num_threads': _NATURAL,
+  'data.max_unreadable_share': _SHARE,
+  # What is in a batch.
   'data.batch_size': _COUNT,
+  'data.sampler': _TEXT,
   'data.classes_per_batch': _NATURAL,
+  'data.categories_per_batch': _NATURAL,
+  'data.class_power': _SHARE,
+  'data.mixing': _TEXT,
   'data.mean': _PIXELS,
   'data.std': _DEVIATIONS,
   'model.name': _TEXT,
@@ -109,11 +153,30 @@ RULES = {
     ),
   ),
   'eval.batch_size': _COUNT,
+  'eval.flip': _FLAG,
+  'eval.scales': Rule(
+    'a tuple of finite numbers above 0',
+    lambda v: (
+      isinstance(v, Sequence)
+      and not isinstance(v, str)
+      and len(v) > 0
+      and all(_is_real(scale) and scale > 0 for scale in v)
+    ),
+  ),
   'eval.memory_budget_mb': _POSITIVE,
 }
 
 # Sections with keys of their own besides those of RULES.
-_OPEN_SECTIONS = ('loss', 'miner', 'model')
+_OPEN_SECTIONS = ('loss', 'miner', 'model', 'augment', 'data.members')
+
+# The keys of `data` that say what is in a batch.
+_SAMPLER_KEYS = (
+  'batch_size',
+  'classes_per_batch',
+  'categories_per_batch',
+  'class_power',
+  'mixing',
+)
 
 
 def load(path: str) -> ml_collections.ConfigDict:
@@ -232,6 +295,33 @@ def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
   return options(config.model, 'embedding_dim', 'init_from')
 
 
+def dataset_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns what `data.load_dataset` takes."""
+  names = ('name', *data.option_names())
+  return {key: config.data[key] for key in names} | {
+    'members': config.data.members.to_dict()
+  }
+
+
+def sampler_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns what `data.make_sampler` takes besides the labels and the seed."""
+  options = {key: config.data[key] for key in _SAMPLER_KEYS}
+  return options | {'name': config.data.sampler}
+
+
+def images_per_class(config: ml_collections.ConfigDict) -> int:
+  """Returns K of P x K batches, 1 if images are drawn and not classes."""
+  classes = config.data.classes_per_batch
+  return config.data.batch_size // classes if classes else 1
+
+
+def augmentation(
+  config: ml_collections.ConfigDict,
+) -> data.augmentation.Augmentation:
+  """Returns what is done to the images of a training step."""
+  return data.augmentation.Augmentation.from_options(config.augment.to_dict())
+
+
 def miner_spec(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
   """Returns the miner as `losses.pair_terms` takes it, or None."""
   return dict(config.miner) if config.miner.name else None
@@ -252,15 +342,14 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         f'{RULES[key].allowed}: add it, as configs/default.py has it'
       )
   for key, value in flat.items():
-    if key not in RULES and key.split('.')[0] not in _OPEN_SECTIONS:
+    if key not in RULES and not _is_in(key, _OPEN_SECTIONS):
       raise unknown_name('config key', key, RULES)
     if key in RULES and not RULES[key].holds(value):
       raise InputError(
         f'{key} is {value!r}; allowed is {RULES[key].allowed}: '
         f'set --config.{key}'
       )
-  if config.data.name not in data.DATASETS:
-    raise unknown_name('data.name', config.data.name, data.DATASETS)
+  data.check_name(config.data.name)
   models.check_model(
     config.model.name,
     {'embedding_dim': config.model.embedding_dim, **model_options(config)},
@@ -275,6 +364,24 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
   optim.check_names(config.optimizer.name, config.optimizer.schedule)
   metrics.check_metrics(config.eval.metrics)
   _validate_batch(config, num_devices)
+  _validate_augmentation(config, num_devices)
+
+
+def _validate_augmentation(config: ml_collections.ConfigDict, num_devices: int):
+  if not augmentation(config).mixes_labels:
+    return
+  if losses.LOSSES[config.loss.name].kind != 'proxy':
+    raise InputError(
+      'augment.mixup and augment.cutmix give an image two labels, which the '
+      f'pair loss {config.loss.name!r} does not take; allowed are losses '
+      'against proxies, such as arcface: set both to 0'
+    )
+  if config.data.batch_size // num_devices % 2:
+    raise InputError(
+      f'data.batch_size is {config.data.batch_size} on {num_devices} devices; '
+      'allowed is an even number on each with augment.mixup or augment.cutmix, '
+      'which mix neighbours'
+    )
 
 
 def _validate_batch(config: ml_collections.ConfigDict, num_devices: int):
@@ -344,7 +451,12 @@ def from_json(text: str) -> ml_collections.ConfigDict:
 
 def is_free(key: str) -> bool:
   """Returns whether a key may differ when a run is continued."""
-  return key.split('.')[0] in FREE_KEYS
+  return _is_in(key, FREE_KEYS)
+
+
+def _is_in(key: str, sections: Sequence[str]) -> bool:
+  """Returns whether a dotted key is, or lies in, one of some sections."""
+  return any(key == name or key.startswith(f'{name}.') for name in sections)
 
 
 def differing_keys(config: Mapping, other: Mapping) -> list[str]:

@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 
 from retrieval_jax import data, metrics
+from retrieval_jax.core import collectives
 from retrieval_jax.training import state as state_lib
 from retrieval_jax.training import steps
 
@@ -18,11 +19,13 @@ class Evaluation(NamedTuple):
 
   Attributes:
     result: the metrics with their definitions.
+    group: the queries and the gallery, without what cannot be read.
     query_embeddings: [Q, D] float32, unit rows.
-    gallery_embeddings: [N, D] likewise.
+    gallery_embeddings: [N, D] likewise, of `group.searched`.
   """
 
   result: metrics.RetrievalResult
+  group: data.EvaluationSet
   query_embeddings: np.ndarray
   gallery_embeddings: np.ndarray
 
@@ -30,60 +33,106 @@ class Evaluation(NamedTuple):
 class Evaluator:
   """Embeds and measures with a step that is compiled once."""
 
-  def __init__(
-    self,
-    config: ml_collections.ConfigDict,
-    dataset: data.Dataset,
-    task: steps.Task,
-  ):
+  def __init__(self, config: ml_collections.ConfigDict, task: steps.Task):
     """Compiles nothing yet.
 
     Args:
-      config: `config.eval` is read.
-      dataset: with query and gallery.
+      config: `eval` and `data.max_unreadable_share` are read.
       task: what is trained.
     """
     self._config = config.eval
-    self._dataset = dataset
+    self._max_unreadable_share = config.data.max_unreadable_share
     self._p_embed = jax.pmap(
-      functools.partial(steps.embed_step, task=task), axis_name=state_lib.AXIS
+      functools.partial(_embed_batch, task=task), axis_name=state_lib.AXIS
     )
 
-  def embed(self, replicated_variables: Any, source: data.Source) -> np.ndarray:
-    """Returns [N, D] float32, every image of the source once, in order."""
+  def embed(
+    self, replicated_variables: Any, source: data.Source, name: str = 'given'
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Embeds every image of a source once, in order.
 
+    Args:
+      replicated_variables: of the embedder.
+      source: [N] images.
+      name: how messages call the set.
+
+    Returns:
+      ([N, D] float32, [N] bool, whether an image could be read).
+
+    Raises:
+      InputError: if too many cannot.
+    """
     batches = data.padded_batches(
       source,
       self._config.batch_size,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
-    rows, ahead = [], collections.deque()
+    embedded, ahead = [], collections.deque()
     for batch in batches:
-      images = state_lib.shard(batch['images'])
+      images, mask = state_lib.shard((batch['images'], batch['mask']))
       # Each device returns the rows of all, so the first has them all.
-      block = self._p_embed(replicated_variables, images).addressable_data(0)
-      ahead.append(block)
+      block = self._p_embed(replicated_variables, images, mask)
+      ahead.append([array.addressable_data(0) for array in block])
       # One batch stays under way; more would only pile up on the devices.
       if len(ahead) > 1:
-        rows.append(np.asarray(ahead.popleft())[0])
-    rows.extend(np.asarray(block)[0] for block in ahead)
-    return np.concatenate(rows)[: len(source)]
+        embedded.append([np.asarray(a)[0] for a in ahead.popleft()])
+    embedded.extend([np.asarray(a)[0] for a in block] for block in ahead)
+    rows, readable = (
+      np.concatenate(parts)[: len(source)]
+      for parts in zip(*embedded, strict=True)
+    )
+    num_unreadable = int((~readable).sum())
+    if num_unreadable > self._max_unreadable_share * len(source):
+      raise data.too_many_unreadable(
+        name,
+        num_unreadable,
+        len(source),
+        source.describe(int(np.flatnonzero(~readable)[-1])),
+      )
+    return rows, readable
 
-  def __call__(self, replicated_state: state_lib.TrainState) -> Evaluation:
-    """Measures a state on the whole query and gallery sets."""
+  def __call__(
+    self,
+    replicated_state: state_lib.TrainState,
+    group: data.EvaluationSet,
+    name: str = 'test',
+  ) -> Evaluation:
+    """Measures a state on all queries and the whole gallery of a set."""
     variables = {
       'params': replicated_state.params['embedder'],
       'batch_stats': replicated_state.batch_stats,
     }
-    query = self.embed(variables, self._dataset.query)
-    gallery = self.embed(variables, self._dataset.gallery)
+    query, query_rows = self._readable(variables, group.query, name)
+    if group.gallery is None:
+      gallery, gallery_rows, against = None, query_rows, ()
+    else:
+      gallery, gallery_rows = self._readable(variables, group.gallery, name)
+      against = gallery_rows, gallery.labels
     result = metrics.evaluate_retrieval(
-      query,
-      self._dataset.query.labels,
-      gallery,
-      self._dataset.gallery.labels,
+      query_rows,
+      query.labels,
+      *against,
       metrics=tuple(self._config.metrics),
       memory_budget_mb=self._config.memory_budget_mb,
     )
-    return Evaluation(result, query, gallery)
+    kept = data.EvaluationSet(query, gallery)
+    unreadable = len(group.query) - len(query)
+    if group.gallery is not None:
+      unreadable += len(group.gallery) - len(gallery)
+    if unreadable:
+      result.protocol['num_unreadable_images'] = unreadable
+    return Evaluation(result, kept, query_rows, gallery_rows)
+
+  def _readable(self, variables, source, name):
+    """Returns what can be read of a source, and its embeddings."""
+    rows, readable = self.embed(variables, source, name)
+    if readable.all():
+      return source, rows
+    return source.subset(np.flatnonzero(readable)), rows[readable]
+
+
+def _embed_batch(variables, images, mask, *, task):
+  """Returns (embeddings, mask) of all devices, in order."""
+  embeddings = steps.embed_step(variables, images, task=task)
+  return embeddings, collectives.all_gather_rows(mask, state_lib.AXIS)

@@ -38,7 +38,7 @@ class Experiment(NamedTuple):
 
   config: ml_collections.ConfigDict
   dataset: data.Dataset
-  sampler: Callable[[int], np.ndarray]
+  load_batch: data.TrainLoader
   task: steps.Task
   evaluate: evaluation_lib.Evaluator
   num_steps: int
@@ -67,22 +67,42 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     InputError: for any mistake in the config or the data.
   """
   config_lib.validate(config, jax.device_count())
-  dataset = data.load_dataset(config.data.name, config.data.dir)
+  dataset = data.load_dataset(**config_lib.dataset_options(config))
+  _log.info('%s', data.describe(dataset))
   config_lib.validate_dataset(config, dataset)
-  task = steps.make_task(config, dataset.num_classes)
+  task = steps.make_task(config, dataset.num_classes, dataset.image_shape)
+  steps.check_views(task)
   num_steps = config_lib.num_train_steps(config, len(dataset.train))
   schedule = optim.make_schedule(config.optimizer, num_steps)
+  sampler = data.make_sampler(
+    dataset.train.labels,
+    seed=config.seed,
+    categories=dataset.categories,
+    parts=dataset.parts,
+    **config_lib.sampler_options(config),
+  )
+  _log.info(
+    '%s',
+    data.coverage(
+      sampler,
+      dataset.train.labels,
+      config_lib.steps_per_epoch(config, len(dataset.train)),
+      images_per_class=config_lib.images_per_class(config),
+    ),
+  )
   return Experiment(
     config=config,
     dataset=dataset,
-    sampler=data.make_sampler(
-      dataset.train.labels,
-      seed=config.seed,
-      batch_size=config.data.batch_size,
-      classes_per_batch=config.data.classes_per_batch,
+    load_batch=data.TrainLoader(
+      dataset.train,
+      sampler,
+      canvas=task.augmentation.needs_canvas,
+      max_unreadable_share=config.data.max_unreadable_share,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
     ),
     task=task,
-    evaluate=evaluation_lib.Evaluator(config, dataset, task),
+    evaluate=evaluation_lib.Evaluator(config, task),
     num_steps=num_steps,
     schedule=schedule,
     optimizer=optim.make_optimizer(config.optimizer, schedule),
@@ -102,7 +122,8 @@ def train_and_evaluate(
     workdir: a new or empty folder, or the one of this very run.
 
   Returns:
-    The metrics of the last step, {} if the run was asked to stop before it.
+    The metrics of the first test set, {} if the run was asked to stop before
+    its last step.
 
   Raises:
     InputError: a mistake of the user's, or a loss that is not finite.
@@ -149,14 +170,14 @@ def train_and_evaluate(
 def evaluate(
   config: ml_collections.ConfigDict, workdir: str
 ) -> dict[str, float]:
-  """Measures the latest checkpoint of a run and writes results and report.
+  """Measures a run that was trained, and writes results and report.
 
   Args:
     config: of the run; `eval.*` may differ.
     workdir: of the run.
 
   Returns:
-    The metrics.
+    The metrics of the first test set.
 
   Raises:
     InputError: no such run, another config, no checkpoint, or a damaged one.
@@ -170,13 +191,41 @@ def evaluate(
         f'--workdir={workdir} holds no checkpoint yet; train it first, with '
         '--mode=train'
       )
-    state = checkpoints.restore(experiment.initial_state())
-  found = experiment.evaluate(state_lib.replicate(state))
+    selection, state = _selected(experiment, checkpoints)
+  found = _measure(
+    experiment, state_lib.replicate(state), experiment.dataset.tests
+  )
   if jax.process_index() == 0:
-    results.write_results(
-      workdir, config, experiment.dataset, found, int(state.step)
-    )
-  return found.result.metrics
+    # A model that is loaded embeds images as they were measured last.
+    results.describe_run(workdir, config, experiment.dataset)
+    results.write_results(workdir, config, experiment.dataset, found, selection)
+  return next(iter(found.values())).result.metrics
+
+
+def _measure(
+  experiment: Experiment,
+  replicated_state: state_lib.TrainState,
+  groups: Mapping[str, data.EvaluationSet],
+) -> dict[str, evaluation_lib.Evaluation]:
+  """Measures a state on some sets, by their names."""
+  return {
+    name: experiment.evaluate(replicated_state, group, name)
+    for name, group in groups.items()
+  }
+
+
+def _selected(
+  experiment: Experiment, checkpoints: checkpoint_lib.Checkpoints
+) -> tuple[results.Selection, state_lib.TrainState]:
+  """Returns the weights that are tested, on the host, and why these.
+
+  They are those that were best on the validation sets, else the last. The test
+  sets have no say.
+  """
+  step = checkpoints.selected_step()
+  names = tuple(experiment.dataset.validations)
+  selection = results.Selection(step, names, checkpoints.score(step))
+  return selection, checkpoints.restore(experiment.initial_state(), step)
 
 
 def _first_state(
@@ -227,13 +276,17 @@ def _train(
   config, num_steps = experiment.config, experiment.num_steps
   eval_every = config.eval_every_steps or experiment.epoch_steps
   save_every = config.checkpoint_every_steps or experiment.epoch_steps
+  validations, tests = experiment.dataset.validations, experiment.dataset.tests
   window = reporting.Window(experiment.task.loss, config.data.batch_size)
-  found, step = None, first_step
+  step = first_step
   with (
     distributed.catch_stop() as stop,
     contextlib.closing(_train_batches(experiment, first_step)) as batches,
   ):
-    for step, batch in enumerate(batches, first_step + 1):
+    while step < num_steps:
+      with window.waiting():
+        batch = next(batches)
+      step += 1
       replicated_state, scalars = p_train_step(replicated_state, batch)
       window.add(step, scalars)
       is_last = step == num_steps
@@ -253,47 +306,48 @@ def _train(
         continue
       window.check()  # Nothing that diverged is measured or saved.
       paused = time.perf_counter()
-      found = None
-      if eval_now:
-        found = experiment.evaluate(replicated_state)
-        reporter.evaluation(step, found.result)
-      score = found and _score(found.result.metrics)
+      score = None
+      # The last step is tested below, if nothing is validated on.
+      if eval_now and (validations or not is_last):
+        found = _measure(experiment, replicated_state, validations or tests)
+        reporter.evaluation(step, {k: e.result for k, e in found.items()})
+        if validations:
+          score = _score(found)
       checkpoints.save(state_lib.unreplicate(replicated_state), score)
       window.exclude(time.perf_counter() - paused)
       if stop_now and not is_last:
         _log.info('stopped at step %d; run again to go on from there', step)
         return {}
-  if found is None:  # The run was finished before.
-    found = experiment.evaluate(replicated_state)
+  selection, state = _selected(experiment, checkpoints)
+  found = _measure(experiment, state_lib.replicate(state), tests)
+  if not validations and first_step < num_steps:
+    reporter.evaluation(step, {k: e.result for k, e in found.items()})
   reporter.finish()
   if jax.process_index() == 0:
-    page = results.write_results(
-      workdir, config, experiment.dataset, found, step
+    pages = results.write_results(
+      workdir, config, experiment.dataset, found, selection
     )
-    reporter.image(step, 'eval/gallery', report.gallery_image(page))
-  return found.result.metrics
+    for name, page in pages.items():
+      reporter.image(step, f'eval/gallery/{name}', report.gallery_image(page))
+  return next(iter(found.values())).result.metrics
 
 
 def _train_batches(
   experiment: Experiment, first_step: int
 ) -> Iterator[dict[str, jax.Array]]:
   """Yields the batches from a step on, on the devices ahead of their use."""
-
-  def batch(step):
-    return data.load_batch(
-      experiment.dataset.train,
-      experiment.sampler,
-      step,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    )
-
   return data.prefetch(
-    batch, range(first_step, experiment.num_steps), state_lib.shard
+    experiment.load_batch,
+    range(first_step, experiment.num_steps),
+    state_lib.shard,
   )
 
 
-def _score(values: Mapping[str, float]) -> float:
-  """Returns what the best checkpoint is chosen by."""
-  names = [name for name in _SCORES if name in values]
-  return values[names[0]] if names else next(iter(values.values()))
+def _score(found: Mapping[str, evaluation_lib.Evaluation]) -> float:
+  """Returns what the best checkpoint is chosen by: a mean over the sets."""
+  scores = []
+  for evaluation in found.values():
+    values = evaluation.result.metrics
+    names = [name for name in _SCORES if name in values]
+    scores.append(values[names[0]] if names else next(iter(values.values())))
+  return float(np.mean(scores))

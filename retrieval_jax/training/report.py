@@ -44,6 +44,7 @@ _QUERY_SCORES = {
 _PROTOCOL_NAMES = {
   'similarity': 'Similarity',
   'num_queries': 'Queries',
+  'num_unreadable_images': 'Images that cannot be read, left out',
   'num_lone_queries': 'Lone queries, without a match, left out',
   'gallery_size': 'Gallery images',
   'self_excluded': 'Each query excluded from its own ranking',
@@ -84,7 +85,7 @@ class ReportData:
       the orders of ties, `protocol` {name: value} and `per_query` {name: [Q]
       float, NaN for a lone query}.
     history: rows in the order of their steps, each {'step': int} and any of
-      'train/<loss>' and 'eval/<metric>'.
+      'train/<loss>' and 'eval/<set>/<metric>'.
     query_embeddings: [Q, D] float.
     gallery_embeddings: [N, D] float.
     query_labels: [Q] int.
@@ -95,6 +96,8 @@ class ReportData:
     gallery_images: likewise.
     neighbor_indices: [Q, K] int, gallery rows, nearest first, self excluded.
     neighbor_similarities: [Q, K] float.
+    selection: why the weights are these, in a sentence.
+    watched: the set whose metrics are in the history.
     versions: {package: version}.
   """
 
@@ -111,6 +114,8 @@ class ReportData:
   gallery_images: Callable[[np.ndarray], np.ndarray]
   neighbor_indices: np.ndarray
   neighbor_similarities: np.ndarray
+  selection: str = ''
+  watched: str = 'test'
   versions: Mapping[str, str] = dataclasses.field(
     default_factory=installed_versions
   )
@@ -203,6 +208,8 @@ def _results(data: ReportData) -> str:
     for name, value in protocol.items()
     if isinstance(value, str | int | float)
   }
+  if data.selection:
+    facts = {'Measured': data.selection} | facts
   return (
     report_page.warning_list(protocol.get('warnings', ()))
     + '<table class="metrics"><thead><tr><th scope="col">Metric</th>'
@@ -230,10 +237,11 @@ def _training(data: ReportData) -> str:
     or key.startswith('train/loss_')
     and not np.array_equal(curve[1], total, equal_nan=True)
   }
+  prefix = f'eval/{data.watched}/'
   metrics = {
-    key.removeprefix('eval/'): curve
+    key.removeprefix(prefix): curve
     for key, curve in curves.items()
-    if key.removeprefix('eval/') in data.evaluation.metrics
+    if key.removeprefix(prefix) in data.evaluation.metrics
   }
   if not losses and not metrics:
     return '<p class="empty">No curves: no training history was recorded.</p>'
@@ -252,7 +260,7 @@ def _training(data: ReportData) -> str:
     report_page.warning_list(warnings)
     + '<div class="curves">'
     + _curves('Loss', losses)
-    + _curves('Metrics on the queries', metrics, upper=1.0)
+    + _curves(f'Metrics on the {data.watched} set', metrics, upper=1.0)
     + '</div>'
   )
 

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -33,6 +33,7 @@ _SHOWN = {
   'top_1_accuracy': 'top-1',
   'top_5_accuracy': 'top-5',
   'images_per_second': 'images/s',
+  'data_wait_share': 'waiting',
 }
 
 _log = logging.getLogger(__name__)
@@ -52,6 +53,16 @@ def read_history(workdir: str) -> list[dict[str, float]]:
       if line.endswith('\n'):
         rows.append(json.loads(line))
   return rows
+
+
+def eval_prefix(name: str) -> str:
+  """Returns what the metrics of a set are called under in the history.
+
+  Example:
+    >>> eval_prefix('validation') + 'precision_at_1'
+    'eval/validation/precision_at_1'
+  """
+  return f'eval/{name}/'
 
 
 def format_results(result: metrics.RetrievalResult) -> str:
@@ -167,15 +178,31 @@ class Reporter:
     if self._bar is not None:
       self._bar.close()
 
-  def evaluation(self, step: int, result: metrics.RetrievalResult) -> None:
-    """Reports the metrics of a step, and the warnings that go with them."""
-    values = result.metrics
-    self.scalars(step, {f'eval/{name}': v for name, v in values.items()})
-    if self._history is not None:
-      words = '  '.join(f'{name} {v:.4f}' for name, v in values.items())
-      _log.info('step %d  %s', step, words)
+  def evaluation(
+    self, step: int, results: Mapping[str, metrics.RetrievalResult]
+  ) -> None:
+    """Reports the metrics of a step, and the warnings that go with them.
+
+    Args:
+      step: that was measured.
+      results: by the name of the set.
+    """
+    self.scalars(
+      step,
+      {
+        f'{eval_prefix(name)}{metric}': value
+        for name, result in results.items()
+        for metric, value in result.metrics.items()
+      },
+    )
+    if self._history is None:
+      return
+    for name, result in results.items():
+      values = result.metrics.items()
+      words = '  '.join(f'{metric} {value:.4f}' for metric, value in values)
+      _log.info('step %d  %s: %s', step, name, words)
       for sentence in result.protocol['warnings']:
-        _log.warning('step %d: %s', step, sentence)
+        _log.warning('step %d, %s: %s', step, name, sentence)
 
 
 class Window:
@@ -195,6 +222,14 @@ class Window:
   def _clear(self):
     self._pending, self._rows = [], []
     self._started, self._excluded = time.perf_counter(), 0.0
+    self._waited = 0.0
+
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """Counts the time in which the devices may run dry for want of data."""
+    started = time.perf_counter()
+    yield
+    self._waited += time.perf_counter() - started
 
   def add(self, step: int, replicated_scalars: Mapping[str, Any]) -> None:
     """Takes the scalars of a step, and waits for those of two steps ago.
@@ -220,16 +255,23 @@ class Window:
     self._excluded += seconds
 
   def report(self) -> dict[str, float]:
-    """Returns the means since the last call and images a second."""
+    """Returns the means since the last call, and the throughput.
+
+    `images_per_second` leaves evaluations and saves out; `data_wait_share` is
+    the part of that time, in [0, 1], in which the loop waited for a batch.
+    """
     self.check()
     seconds = time.perf_counter() - self._started - self._excluded
     means = {
       name: float(np.mean([row[name] for row in self._rows]))
       for name in self._rows[0]
     }
-    rate = len(self._rows) * self._batch_size / seconds
+    throughput = {
+      'images_per_second': len(self._rows) * self._batch_size / seconds,
+      'data_wait_share': min(1.0, self._waited / seconds),
+    }
     self._clear()
-    return means | {'images_per_second': rate}
+    return means | throughput
 
 
 def _check_finite(step: int, values: Mapping[str, float], loss: str) -> None:

@@ -1,8 +1,10 @@
 """What a run leaves behind besides its weights: its own description, the
-metrics, the page, and the table in the terminal."""
+metrics, the pages, and the tables in the terminal."""
 
 import json
 import os
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import ml_collections
 
@@ -14,13 +16,36 @@ RESULTS_FILE = 'results.json'
 REPORT_FILE = 'report.html'
 
 
+class Selection(NamedTuple):
+  """Why the weights that were tested are these.
+
+  Attributes:
+    step: of the weights.
+    sets: the validation sets that chose it; empty: it is the last one.
+    score: the mean over those sets that it was best by, or None.
+  """
+
+  step: int
+  sets: tuple[str, ...]
+  score: float | None
+
+  def __str__(self) -> str:
+    """Says it in a sentence."""
+    if not self.sets or self.score is None:
+      return f'weights of step {self.step:,}, the last; none was selected'
+    return (
+      f'weights of step {self.step:,}, the best on {", ".join(self.sets)} '
+      f'({self.score:.4f}); the test set had no say'
+    )
+
+
 def describe_run(
   workdir: str, config: ml_collections.ConfigDict, dataset: data.Dataset
 ) -> None:
-  """Writes what the run is: its config, and what its images look like."""
+  """Writes what the run is: its config, and how pictures become its images."""
   info = {
     'name': dataset.name,
-    'image_shape': list(dataset.image_shape),
+    'preprocessing': dataset.train.preprocessing.to_dict(),
     'num_classes': dataset.num_classes,
   }
   checkpoint.write_text(
@@ -36,61 +61,91 @@ def write_results(
   workdir: str,
   config: ml_collections.ConfigDict,
   dataset: data.Dataset,
-  found: evaluation.Evaluation,
-  step: int,
-) -> report.ReportData:
-  """Writes `results.json` and `report.html`, and prints the metrics.
+  found: Mapping[str, evaluation.Evaluation],
+  selection: Selection,
+) -> dict[str, report.ReportData]:
+  """Writes `results.json` and the pages, and prints the metrics.
 
   Args:
     workdir: of the run.
     config: of the run.
     dataset: that was measured on.
-    found: what was measured.
-    step: of the weights that were measured.
+    found: what was measured, by the name of the test set.
+    selection: of the weights that were measured.
 
   Returns:
-    What the page shows.
+    What each page shows, by the name of the test set.
   """
   results = {
     'config': config.to_dict(),
-    'step': step,
+    'step': selection.step,
+    'selection': selection._asdict() | {'sentence': str(selection)},
     'evaluations': {
-      'test': {
-        'metrics': found.result.metrics,
-        'ranges': found.result.ranges,
-        'protocol': found.result.protocol,
+      name: {
+        'metrics': measured.result.metrics,
+        'ranges': measured.result.ranges,
+        'protocol': measured.result.protocol,
       }
+      for name, measured in found.items()
     },
   }
   checkpoint.write_text(
     os.path.join(workdir, RESULTS_FILE), json.dumps(results, indent=2) + '\n'
   )
-  page = _report_data(workdir, config, dataset, found)
-  report.write_report(os.path.join(workdir, REPORT_FILE), page)
-  table = reporting.format_results(found.result)
-  print(f'{table}\n\n  open {os.path.join(workdir, REPORT_FILE)}', flush=True)
-  return page
+  pages = {}
+  for name, measured in found.items():
+    path = os.path.join(workdir, report_file(name))
+    pages[name] = _report_data(
+      workdir, config, dataset, name, measured, selection
+    )
+    report.write_report(path, pages[name])
+    table = reporting.format_results(measured.result)
+    print(f'{name}: {table}\n\n  open {path}\n', flush=True)
+  print(f'{selection}', flush=True)
+  return pages
 
 
-def _report_data(workdir, config, dataset, found) -> report.ReportData:
+def report_file(name: str) -> str:
+  """Returns the file name of the page of a test set.
+
+  Example:
+    >>> report_file('test'), report_file('digits/test')
+    ('report.html', 'report-digits.html')
+  """
+  member = name.rpartition('/')[0]
+  return f'report-{member}.html' if member else REPORT_FILE
+
+
+def _report_data(
+  workdir, config, dataset, name, measured, selection
+) -> report.ReportData:
+  group = measured.group
+  exclude_self = group.gallery is None
   similarities, indices = neighbors.top_k(
-    found.query_embeddings,
-    found.gallery_embeddings,
-    min(10, len(dataset.gallery)),
+    measured.query_embeddings,
+    measured.gallery_embeddings,
+    min(10, len(group.searched) - exclude_self),
+    exclude_self=exclude_self,
     memory_budget_mb=config.eval.memory_budget_mb,
   )
+  # The curves are of the set that was watched while the run was trained.
+  watched = name
+  if dataset.validations:
+    watched = name.removesuffix('test') + 'validation'
   return report.ReportData(
     title=f'{config.loss.name} on {dataset.name}',
     config=config.to_dict(),
-    evaluation=found.result,
+    evaluation=measured.result,
     history=reporting.read_history(workdir),
-    query_embeddings=found.query_embeddings,
-    gallery_embeddings=found.gallery_embeddings,
-    query_labels=dataset.query.labels,
-    gallery_labels=dataset.gallery.labels,
+    query_embeddings=measured.query_embeddings,
+    gallery_embeddings=measured.gallery_embeddings,
+    query_labels=group.query.labels,
+    gallery_labels=group.searched.labels,
     class_names=dataset.class_names,
-    query_images=dataset.query.images_at,
-    gallery_images=dataset.gallery.images_at,
+    query_images=group.query.images_at,
+    gallery_images=group.searched.images_at,
     neighbor_indices=indices,
     neighbor_similarities=similarities,
+    selection=str(selection),
+    watched=watched,
   )

@@ -4,22 +4,38 @@ Both run on one device with `axis_name=None`, and under `jax.pmap` with the name
 of its axis, on the same global batch to the same result.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import flax
 import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
 
 from retrieval_jax import losses
-from retrieval_jax.core import collectives
+from retrieval_jax.core import arrays, collectives
+from retrieval_jax.core.errors import InputError
+from retrieval_jax.data import augmentation as augmentation_lib
 from retrieval_jax.data import transforms
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import state as state_lib
 from retrieval_jax.training.state import Networks, TrainState
 
 Scalars = dict[str, jax.Array]
+
+
+class Views(NamedTuple):
+  """How an image is seen when it is embedded; the views are averaged.
+
+  Attributes:
+    flip: whether also from left to right.
+    scales: of height and width; 1.0 is the image as it is.
+  """
+
+  flip: bool = False
+  scales: tuple[float, ...] = (1.0,)
 
 
 class Task(NamedTuple):
@@ -33,6 +49,9 @@ class Task(NamedTuple):
     mean: of the pixels in [0, 1], one number or one a channel.
     std: likewise.
     seed: of what is random in a step.
+    image_shape: (H, W, C) that the network sees.
+    augmentation: what is done to the images of a training step.
+    views: how an image is seen when it is embedded.
   """
 
   networks: Networks
@@ -42,14 +61,18 @@ class Task(NamedTuple):
   mean: tuple[float, ...]
   std: tuple[float, ...]
   seed: int
+  image_shape: tuple[int, int, int]
+  augmentation: augmentation_lib.Augmentation
+  views: Views
 
 
 def make_task(
   config: ml_collections.ConfigDict,
   num_classes: int,
+  image_shape: tuple[int, int, int],
   axis_name: str | None = state_lib.AXIS,
 ) -> Task:
-  """Returns the task of a validated config."""
+  """Returns the task of a validated config, for such classes and images."""
   return Task(
     networks=state_lib.build_networks(config, num_classes, axis_name),
     loss=config.loss.name,
@@ -58,6 +81,9 @@ def make_task(
     mean=tuple(config.data.mean),
     std=tuple(config.data.std),
     seed=config.seed,
+    image_shape=tuple(image_shape),
+    augmentation=config_lib.augmentation(config),
+    views=Views(bool(config.eval.flip), tuple(config.eval.scales)),
   )
 
 
@@ -75,7 +101,8 @@ def train_step(
   Args:
     state: of this device, equal on all.
     batch: {'images': uint8 [B, H, W, C], 'labels': int32 [B]}, this device's
-      rows of the global batch.
+      rows of the global batch; where crops are drawn, the images are canvases
+      and 'aspect_ratios' [B] float32 goes with them.
     task: what is trained.
     optimizer: turns gradients into updates.
     schedule: step -> learning rate, to be reported.
@@ -86,8 +113,9 @@ def train_step(
     terms if there are several, the norms of the gradient and of the embeddings
     before normalisation, the learning rate, and with proxies the accuracies.
   """
-  images = transforms.to_model_input(batch['images'], task.mean, task.std)
   key = jax.random.fold_in(jax.random.key(task.seed), state.step)
+  images, targets = augmented(batch, key, task, axis_name)
+  images = transforms.to_model_input(images, task.mean, task.std)
   if axis_name is not None:
     key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
@@ -99,9 +127,7 @@ def train_step(
       mutable=['batch_stats', 'intermediates'],
       rngs={'dropout': key},
     )
-    terms, scalars = _loss_terms(
-      params, embeddings, batch['labels'], task, axis_name
-    )
+    terms, scalars = _loss_terms(params, embeddings, targets, task, axis_name)
     loss, parts = losses.reduce_terms(terms, axis_name)
     if len(parts) > 1:
       scalars |= {f'loss_{name}': value for name, value in parts.items()}
@@ -130,12 +156,66 @@ def train_step(
   return state, scalars
 
 
-def _loss_terms(params, embeddings, labels, task, axis_name):
+class Targets(NamedTuple):
+  """What a batch is labelled with.
+
+  Attributes:
+    labels: [B] int32.
+    second_labels: [B] int32 where images are mixed, else None.
+    weights: [B] float32 in [0, 1], the share of the first label, or None.
+  """
+
+  labels: jax.Array
+  second_labels: jax.Array | None = None
+  weights: jax.Array | None = None
+
+
+def augmented(
+  batch: Mapping[str, jax.Array],
+  key: jax.Array,
+  task: Task,
+  axis_name: str | None,
+) -> tuple[jax.Array, Targets]:
+  """Returns the images that the network trains on, and their targets.
+
+  Args:
+    batch: see `train_step`.
+    key: of the step, equal on all devices.
+    task: what is trained.
+    axis_name: of the devices, or None.
+
+  Returns:
+    (images [B, H, W, C], targets). Row i of the global batch is changed by
+    `fold_in(key, i)`, so that any number of devices sees the same pixels.
+  """
+  options = task.augmentation
+  labels = batch['labels']
+  if options.is_off:
+    return batch['images'], Targets(labels)
+  row_ids = collectives.row_ids(len(labels), axis_name)
+  images = augmentation_lib.augment(
+    batch['images'],
+    batch.get('aspect_ratios'),
+    key,
+    row_ids,
+    task.image_shape,
+    options,
+    task.mean,
+  )
+  if not options.mixes_labels:
+    return images, Targets(labels)
+  images, second_labels, weights = augmentation_lib.mix(
+    images, labels, key, row_ids, options
+  )
+  return images, Targets(labels, second_labels, weights)
+
+
+def _loss_terms(params, embeddings, targets, task, axis_name):
   """Returns the terms of the rows of this device, and scalars about them."""
+  labels = targets.labels
   if task.networks.head is not None:
     cosines = task.networks.head.apply({'params': params['head']}, embeddings)
-    terms = losses.proxy_terms(task.loss, cosines, labels, **task.loss_options)
-    return terms, {
+    return _proxy_terms(cosines, targets, task), {
       'top_1_accuracy': top_k_accuracy(cosines, labels, 1),
       'top_5_accuracy': top_k_accuracy(cosines, labels, 5),
     }
@@ -154,6 +234,18 @@ def _loss_terms(params, embeddings, labels, task, axis_name):
     **task.loss_options,
   )
   return terms, {}
+
+
+def _proxy_terms(cosines, targets, task):
+  """Returns the terms of a proxy loss, of mixed images against both labels."""
+  terms = functools.partial(
+    losses.proxy_terms, task.loss, cosines, **task.loss_options
+  )
+  if targets.second_labels is None:
+    return terms(targets.labels)
+  first = terms(targets.labels, weights=targets.weights)
+  second = terms(targets.second_labels, weights=1 - targets.weights)
+  return jax.tree.map(jnp.add, first, second)
 
 
 def top_k_accuracy(cosines: jax.Array, labels: jax.Array, k: int) -> jax.Array:
@@ -191,6 +283,9 @@ def embed_step(
 ) -> jax.Array:
   """Embeds images, the same way in training, evaluation and use.
 
+  With several views (`eval.flip`, `eval.scales`) the embedding is the
+  normalised sum of theirs.
+
   Args:
     variables: {'params': of the embedder, 'batch_stats'}.
     images: uint8 [B, H, W, C] of this device.
@@ -200,9 +295,50 @@ def embed_step(
   Returns:
     [G, D] float32, unit rows, of all devices in order.
   """
-  embeddings = task.networks.embedder.apply(
-    variables,
-    transforms.to_model_input(images, task.mean, task.std),
-    train=False,
+  x = transforms.to_model_input(images, task.mean, task.std)
+  embeddings = sum(
+    task.networks.embedder.apply(variables, view, train=False)
+    for view in _views(x, task.views)
   )
+  if task.views != Views():
+    embeddings = arrays.normalize(embeddings)
   return collectives.all_gather_rows(embeddings, axis_name)
+
+
+def _views(images: jax.Array, views: Views) -> Iterator[jax.Array]:
+  """Yields the images at each scale, and flipped."""
+  batch, height, width, channels = images.shape
+  for scale in views.scales:
+    size = round(height * scale), round(width * scale)
+    view = images
+    if size != (height, width):
+      shape = (batch, *size, channels)
+      view = jax.image.resize(images, shape, 'linear', antialias=True)
+    yield view
+    if views.flip:
+      yield view[:, :, ::-1]
+
+
+def check_views(task: Task) -> None:
+  """Raises `InputError` if the network cannot see every view of an image."""
+
+  def variables():
+    image = jnp.zeros((1, *task.image_shape), jnp.float32)
+    found = task.networks.embedder.init(jax.random.key(0), image, train=False)
+    return {key: found.get(key, {}) for key in ('params', 'batch_stats')}
+
+  shapes = jax.eval_shape(variables)
+  image = jax.ShapeDtypeStruct((1, *task.image_shape), jnp.uint8)
+  for scale in task.views.scales:
+    one = task._replace(views=Views(scales=(scale,)))
+    try:
+      jax.eval_shape(
+        functools.partial(embed_step, task=one, axis_name=None), shapes, image
+      )
+    except (InputError, flax.errors.FlaxError) as error:
+      raise InputError(
+        f'eval.scales has {scale}, but the network takes images of '
+        f'{task.image_shape[0]} x {task.image_shape[1]} alone; allowed are '
+        "networks of any size, such as with model.pooling='average': set it, "
+        'or --config.eval.scales=1.0'
+      ) from error

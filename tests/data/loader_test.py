@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import itertools
 import threading
 import time
@@ -8,16 +9,45 @@ from absl.testing import absltest, parameterized
 
 from retrieval_jax import data
 from retrieval_jax.core.errors import InputError
+from retrieval_jax.data import decoding
 
 
 def _source(n):
   """Images that show their own row."""
   images = np.zeros((n, 2, 3, 1), np.uint8)
   images[:] = np.arange(1, n + 1, dtype=np.uint8).reshape(n, 1, 1, 1)
-  return data.Source(images, np.arange(n, dtype=np.int32) % 3)
+  return data.Source.of_array(images, np.arange(n, dtype=np.int32) % 3)
 
 
-class LoadBatchTest(parameterized.TestCase):
+class FlakyImages:
+  """Images in memory, some of which cannot be read."""
+
+  def __init__(self, images, broken):
+    self.images = images
+    self.broken = broken
+    self.read_rows = []
+
+  def __len__(self):
+    return len(self.images)
+
+  def read(self, row):
+    self.read_rows.append(int(row))
+    if row in self.broken:
+      raise decoding.UnreadableImageError('torn')
+    return self.images[row]
+
+  def describe(self, row):
+    return f'folder/{row}.png'
+
+
+def _flaky_source(n, broken):
+  """A source like `_source(n)`, read image by image in one thread."""
+  source = _source(n)
+  store = FlakyImages(source.store.images, set(broken))
+  return dataclasses.replace(source, store=store, num_threads=1)
+
+
+class TrainLoaderTest(parameterized.TestCase):
   @parameterized.product(process_count=(1, 2, 3, 4), classes_per_batch=(0, 3))
   def test_processes_make_up_the_batch(self, process_count, classes_per_batch):
     source = _source(40)
@@ -27,46 +57,86 @@ class LoadBatchTest(parameterized.TestCase):
       batch_size=12,
       classes_per_batch=classes_per_batch,
     )
+    loaders = [
+      data.TrainLoader(
+        source, sampler, process_index=i, process_count=process_count
+      )
+      for i in range(process_count)
+    ]
     for step in (0, 1, 9):
-      parts = [
-        data.load_batch(
-          source,
-          sampler,
-          step,
-          process_index=i,
-          process_count=process_count,
-        )
-        for i in range(process_count)
-      ]
+      parts = [load(step) for load in loaders]
       rows = sampler(step)
       for part in parts:
         self.assertLen(part['images'], 12 // process_count)
         self.assertEqual(part['images'].dtype, np.uint8)
         self.assertEqual(part['labels'].dtype, np.int32)
+        self.assertNotIn('aspect_ratios', part)
       images = np.concatenate([part['images'] for part in parts])
       labels = np.concatenate([part['labels'] for part in parts])
       np.testing.assert_array_equal(images[:, 0, 0, 0], rows + 1)
       np.testing.assert_array_equal(labels, source.labels[rows])
 
   def test_loads_only_its_own_rows(self):
-    loaded = []
-
-    class Counting(data.Source):
-      def images_at(self, rows):
-        loaded.extend(rows.tolist())
-        return super().images_at(rows)
-
-    source = _source(40)
-    source = Counting(source.images, source.labels)
+    source = _flaky_source(40, broken=())
     sampler = data.make_sampler(source.labels, seed=0, batch_size=8)
-    data.load_batch(source, sampler, 3, process_index=1, process_count=4)
-    self.assertEqual(loaded, sampler(3)[2:4].tolist())
+    data.TrainLoader(source, sampler, process_index=1, process_count=4)(3)
+    self.assertEqual(source.store.read_rows, sampler(3)[2:4].tolist())
+
+  def test_canvases_come_with_their_aspect_ratios(self):
+    source = _source(12)
+    batch = data.TrainLoader(source, lambda step: np.arange(4), canvas=True)(0)
+    np.testing.assert_allclose(batch['aspect_ratios'], [1.5] * 4)
 
   def test_refuses_a_batch_that_processes_do_not_divide(self):
     source = _source(10)
     sampler = data.make_sampler(source.labels, seed=0, batch_size=4)
+    load = data.TrainLoader(source, sampler, process_count=3)
     with self.assertRaisesRegex(InputError, 'data.batch_size is 4; .* of 3'):
-      data.load_batch(source, sampler, 0, process_index=0, process_count=3)
+      load(0)
+
+  def test_unreadable_image_gives_way_to_the_next_of_its_class(self):
+    # Classes are row % 3; 4 is followed by 7, which is broken too, then by 10.
+    source = _flaky_source(12, broken=(4, 7))
+    load = data.TrainLoader(
+      source, lambda step: np.array([4, 5]), max_unreadable_share=0.5
+    )
+    with self.assertLogs('retrieval_jax', 'WARNING') as logs:
+      batch = load(0)
+    self.assertEqual(batch['images'][:, 0, 0, 0].tolist(), [11, 6])
+    self.assertEqual(batch['labels'].tolist(), [1, 2])
+    self.assertEqual(load.unreadable.keys(), {4, 7})
+    self.assertIn('folder/4.png: torn', logs.output[0])
+    # Said once, counted once, and the same in another step.
+    with self.assertNoLogs('retrieval_jax', 'WARNING'):
+      np.testing.assert_array_equal(load(1)['images'], batch['images'])
+    self.assertLen(load.unreadable, 2)
+
+  def test_last_image_of_a_class_gives_way_to_its_first(self):
+    source = _flaky_source(6, broken=(3,))
+    load = data.TrainLoader(
+      source, lambda step: np.array([3]), max_unreadable_share=0.5
+    )
+    self.assertEqual(load(0)['images'][0, 0, 0, 0], 1)
+
+  def test_too_many_unreadable_images_are_fatal(self):
+    source = _flaky_source(30, broken=(0, 1))
+    load = data.TrainLoader(
+      source, lambda step: np.array([step]), max_unreadable_share=1 / 30
+    )
+    load(0)
+    load(0)  # The same one again is not one more.
+    with self.assertRaisesRegex(
+      InputError, '2 of the 30 images .*max_unreadable_share.*folder/1.png'
+    ):
+      load(1)
+
+  def test_class_without_a_readable_image_is_named(self):
+    source = _flaky_source(6, broken=(0, 3))
+    load = data.TrainLoader(
+      source, lambda step: np.array([0]), max_unreadable_share=1
+    )
+    with self.assertRaisesRegex(InputError, 'folder/0.png: torn; no other'):
+      load(0)
 
 
 class PaddedBatchesTest(parameterized.TestCase):
@@ -101,7 +171,17 @@ class PaddedBatchesTest(parameterized.TestCase):
   def test_padding_leaves_the_source_alone(self):
     source = _source(3)
     list(data.padded_batches(source, 8))
-    self.assertEqual(source.images.min(), 1)
+    self.assertEqual(source.store.images.min(), 1)
+
+  def test_unreadable_image_is_masked_and_keeps_its_place(self):
+    source = _flaky_source(5, broken=(3,))
+    with self.assertLogs('retrieval_jax', 'WARNING') as logs:
+      first, last = data.padded_batches(source, 4)
+    self.assertEqual(first['mask'].tolist(), [True, True, True, False])
+    self.assertEqual(last['mask'].tolist(), [True, False, False, False])
+    self.assertEqual(first['labels'].tolist(), [0, 1, 2, 0])
+    self.assertEqual(first['images'][3].max(), 0)
+    self.assertIn('folder/3.png: torn', logs.output[0])
 
   @parameterized.parameters((0, 1, 'at least 1'), (6, 4, 'multiples of 4'))
   def test_refuses_at_the_call(self, batch_size, process_count, message):

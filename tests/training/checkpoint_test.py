@@ -18,7 +18,7 @@ from retrieval_jax.training import state as state_lib
 def state(make_config):
   config = make_config('arcface')
   optimizer = optim.make_optimizer(config.optimizer, lambda step: 0.1)
-  task = steps.make_task(config, 10, None)
+  task = steps.make_task(config, 10, (8, 8, 1), None)
   return state_lib.create_state(0, task.networks, optimizer, (8, 8, 1))
 
 
@@ -32,6 +32,9 @@ def test_latest_and_best_stay(tmp_path, state):
       checkpoints.save(_at(state, step), score)
     assert checkpoints.latest_step() == 5
     assert checkpoints.best_step() == 2
+    assert checkpoints.selected_step() == 2
+    assert checkpoints.score(2) == 0.5
+    assert checkpoints.score(5) == 0.2
   kept = sorted(os.listdir(tmp_path / 'checkpoints'))
   assert kept == ['2', '5']
   with checkpoint.Checkpoints(str(tmp_path)) as checkpoints:
@@ -46,9 +49,20 @@ def test_latest_and_best_stay(tmp_path, state):
     assert np.asarray(one).dtype == np.asarray(other).dtype
 
 
+def test_without_scores_the_latest_alone_stays_and_is_selected(tmp_path, state):
+  with checkpoint.Checkpoints(str(tmp_path)) as checkpoints:
+    for step in (1, 2, 3):
+      checkpoints.save(_at(state, step))
+    assert checkpoints.best_step() is None
+    assert checkpoints.selected_step() == 3
+    assert checkpoints.score(3) is None
+  assert os.listdir(tmp_path / 'checkpoints') == ['3']
+
+
 def test_no_checkpoint_yet(tmp_path):
   with checkpoint.Checkpoints(str(tmp_path)) as checkpoints:
     assert checkpoints.latest_step() is None
+    assert checkpoints.selected_step() is None
     with pytest.raises(InputError, match='holds no checkpoint'):
       checkpoints.restore_params()
 

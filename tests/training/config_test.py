@@ -15,10 +15,21 @@ CONFIGS = sorted(
 )
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-@pytest.mark.parametrize('argument', ['', ':mnist', ':fashion_mnist'])
-def test_every_config_validates(path, argument):
-  config_lib.validate(config_lib.load(f'{path}{argument}'))
+@pytest.mark.parametrize(
+  'config',
+  [
+    f'{path}{argument}'
+    for path in CONFIGS
+    for argument in (
+      ('', ':triplet_margin', ':arcface', ':cosface')
+      if path.stem == 'zero_shot'
+      else ('', ':mnist', ':fashion_mnist')
+    )
+  ],
+  ids=lambda config: pathlib.Path(config).name,
+)
+def test_every_config_validates(config):
+  config_lib.validate(config_lib.load(config))
 
 
 @pytest.mark.parametrize(

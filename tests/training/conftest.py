@@ -7,40 +7,38 @@ import numpy as np
 import pytest
 
 from retrieval_jax import data
+from retrieval_jax.data.collection import TEST, TRAIN
 from retrieval_jax.training import config as config_lib
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 
 
 @functools.cache
-def _tiny_dataset(data_dir=None) -> data.Dataset:
+def _tiny_collection() -> data.Collection:
   """Ten noisy prototypes: 8 images of each to train on, 4 to ask for."""
   rng = np.random.default_rng(0)
   prototypes = rng.uniform(0, 255, (10, 8, 8, 1))
-
-  def source(per_class):
-    labels = np.tile(np.arange(10, dtype=np.int32), per_class)
-    noise = rng.normal(0, 60, (len(labels), 8, 8, 1))
-    images = np.clip(prototypes[labels] + noise, 0, 255).astype(np.uint8)
-    return data.Source(images, labels)
-
-  train = source(8)
-  return data.Dataset(
+  labels = np.tile(np.arange(10, dtype=np.int32), 12)
+  noise = rng.normal(0, 60, (len(labels), 8, 8, 1))
+  images = np.clip(prototypes[labels] + noise, 0, 255).astype(np.uint8)
+  split = np.repeat([TRAIN, TEST], [80, 40]).astype(np.int8)
+  return data.Collection(
     name='tiny',
-    train=train,
-    gallery=train,
-    query=source(4),
-    num_classes=10,
-    image_shape=(8, 8, 1),
+    images=data.ImageArray(images),
+    labels=labels,
     class_names=tuple(map(str, range(10))),
+    split=split,
+    is_query=split == TEST,
+    is_gallery=split == TRAIN,
+    image_shape=(8, 8, 1),
   )
 
 
 @pytest.fixture(autouse=True)
 def tiny_dataset(monkeypatch):
-  """Registers the data set `tiny`."""
-  monkeypatch.setitem(data.DATASETS, 'tiny', _tiny_dataset)
-  return _tiny_dataset()
+  """Registers the data set `tiny`, which takes no options."""
+  monkeypatch.setitem(data.DATASETS, 'tiny', _tiny_collection)
+  return data.load_dataset('tiny')
 
 
 @pytest.fixture
@@ -48,8 +46,10 @@ def make_config():
   """Returns a function from a config's name and overrides to a tiny config."""
 
   def make(name='circle', **overrides):
-    config = config_lib.load(f'{CONFIGS / name}.py:tiny')
+    config = config_lib.load(f'{CONFIGS / name}.py')
     values = {
+      'data.name': 'tiny',
+      'data.classes_per_batch': 4 if config.data.classes_per_batch else 0,
       'data.batch_size': 16,
       'num_train_steps': 6,
       'eval_every_steps': 3,

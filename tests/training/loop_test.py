@@ -15,7 +15,7 @@ import pytest
 import retrieval_jax
 from retrieval_jax import data
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.training import checkpoint, loop, reporting
+from retrieval_jax.training import checkpoint, evaluation, loop, reporting
 
 _CONFIGS = sorted(
   path.stem
@@ -32,14 +32,14 @@ def _assert_same_run(one, other):
 
 def _fail_at(monkeypatch, step, action):
   """Calls `action` when the batch of a step is made."""
-  load_batch = data.load_batch
+  load_batch = data.TrainLoader.__call__
 
-  def load(source, sampler, at, **processes):
+  def load(self, at):
     if at == step:
       action()
-    return load_batch(source, sampler, at, **processes)
+    return load_batch(self, at)
 
-  monkeypatch.setattr(data, 'load_batch', load)
+  monkeypatch.setattr(data.TrainLoader, '__call__', load)
 
 
 @pytest.mark.parametrize('name', _CONFIGS)
@@ -47,7 +47,7 @@ def test_a_run_leaves_what_it_says(make_config, tmp_path, capsys, name):
   run = tmp_path / 'run'
   found = loop.train_and_evaluate(make_config(name), str(run))
   results = json.loads((run / 'results.json').read_text())
-  assert results['step'] == 6
+  assert results['step'] in ((3, 6) if name == 'zero_shot' else (6,))
   test = results['evaluations']['test']
   assert test['metrics'] == found
   assert all(0 <= value <= 1 for value in found.values())
@@ -59,7 +59,13 @@ def test_a_run_leaves_what_it_says(make_config, tmp_path, capsys, name):
   assert any(name.startswith('events.out.tfevents') for name in files)
   rows = reporting.read_history(str(run))
   assert [r['step'] for r in rows if 'train/loss' in r] == [2, 4, 6]
-  assert [r['step'] for r in rows if 'eval/precision_at_1' in r] == [3, 6]
+  # With a validation set, the test set is not looked at until the end.
+  watched = 'validation' if name == 'zero_shot' else 'test'
+  evaluated = [r for r in rows if any(key.startswith('eval/') for key in r)]
+  assert [r['step'] for r in evaluated] == [3, 6]
+  for row in evaluated:
+    assert f'eval/{watched}/precision_at_1' in row
+    assert {key.split('/')[1] for key in row if '/' in key} == {watched}
   has_proxies = 'head' in checkpoint.restore_params(str(run))
   assert ('train/top_1_accuracy' in rows[0]) == has_proxies
   assert not [name for name in files if name.endswith('.tmp')]
@@ -83,8 +89,9 @@ def test_tensorboard_holds_scalars_image_and_hyperparameters(
     'train/embedding_norm',
     'train/images_per_second',
     'train/top_5_accuracy',
-    'eval/mean_average_precision_at_r',
-    'eval/gallery',
+    'train/data_wait_share',
+    'eval/test/mean_average_precision_at_r',
+    'eval/gallery/test',
   } <= tags
   assert '_hparams_/session_start_info' in str(events.Tags())
 
@@ -213,7 +220,7 @@ def test_load_embeds_as_the_evaluation_did(make_config, tmp_path, tiny_dataset):
   config = make_config('cosface')
   loop.train_and_evaluate(config, str(tmp_path))
   model = retrieval_jax.load(str(tmp_path))
-  images = tiny_dataset.query.images_at(np.arange(5))
+  images = tiny_dataset.tests['test'].query.images_at(np.arange(5))
   embeddings = model.embed(images)
   assert embeddings.shape == (5, 50)
   np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
@@ -228,19 +235,115 @@ def test_load_embeds_as_the_evaluation_did(make_config, tmp_path, tiny_dataset):
   variables = checkpoint.restore_variables(str(tmp_path))
   from retrieval_jax.training import state as state_lib
 
-  rows = experiment.evaluate.embed(
+  rows, readable = experiment.evaluate.embed(
     state_lib.replicate(
       {
         'params': variables['params']['embedder'],
         'batch_stats': variables['batch_stats'],
       }
     ),
-    tiny_dataset.query,
+    tiny_dataset.tests['test'].query,
   )
   assert rows.shape == (40, 50)
+  assert readable.all()
   np.testing.assert_allclose(rows[:5], embeddings, atol=1e-6)
   with pytest.raises(InputError, match='not the workdir'):
     retrieval_jax.load(str(tmp_path / 'nothing'))
+
+
+def test_validation_selects_the_weights_and_the_test_set_has_no_say(
+  make_config, tmp_path, monkeypatch
+):
+  measured = []
+  evaluate = evaluation.Evaluator.__call__
+
+  def watch(self, state, group, name='test'):
+    found = evaluate(self, state, group, name)
+    # The second of three evaluations is made the best of the validation set,
+    # and the third the best of the test set.
+    better = {'validation': 2, 'test': 3}[name]
+    measured.append(name)
+    value = 0.9 if measured.count(name) == better else 0.1
+    found.result.metrics['mean_average_precision_at_r'] = value
+    return found
+
+  monkeypatch.setattr(evaluation.Evaluator, '__call__', watch)
+  config = make_config(
+    data__validation='classes', eval_every_steps=2, num_train_steps=6
+  )
+  loop.train_and_evaluate(config, str(tmp_path))
+  assert measured == ['validation'] * 3 + ['test']
+  results = json.loads((tmp_path / 'results.json').read_text())
+  assert results['step'] == 4
+  assert results['selection']['sets'] == ['validation']
+  assert results['selection']['score'] == 0.9
+  page = (tmp_path / 'report.html').read_text()
+  assert 'weights of step 4, the best on validation (0.9000)' in page
+  assert 'Metrics on the validation set' in page
+  assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['4', '6']
+  chosen, used = (
+    checkpoint.restore_params(str(tmp_path), step) for step in (4, None)
+  )
+  for one, other in zip(*map(jax.tree.leaves, (chosen, used)), strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
+def test_without_validation_nothing_is_selected(make_config, tmp_path):
+  loop.train_and_evaluate(make_config(), str(tmp_path))
+  results = json.loads((tmp_path / 'results.json').read_text())
+  assert results['selection']['sentence'] == (
+    'weights of step 6, the last; none was selected'
+  )
+  assert os.listdir(tmp_path / 'checkpoints') == ['6']
+  assert (
+    results['selection']['sentence'] in (tmp_path / 'report.html').read_text()
+  )
+
+
+def test_a_mixture_is_measured_set_by_set(make_config, tmp_path):
+  config = make_config(data__mixing='balanced').unlock()
+  config.data.name = 'mixture'
+  config.data.members = {
+    'one': {'name': 'tiny'},
+    'two': {'name': 'tiny', 'validation': 'classes'},
+  }
+  found = loop.train_and_evaluate(config.lock(), str(tmp_path))
+  evaluations = json.loads((tmp_path / 'results.json').read_text())[
+    'evaluations'
+  ]
+  assert list(evaluations) == ['one/test', 'two/test']
+  assert evaluations['one/test']['metrics'] == found
+  assert (tmp_path / 'report-one.html').exists()
+  assert (tmp_path / 'report-two.html').exists()
+
+
+def test_views_change_the_embedding_alike_in_evaluation_and_use(
+  make_config, tmp_path, tiny_dataset
+):
+  config = make_config(
+    model__pooling='average', eval__flip=True, eval__scales=(1.0, 2.0)
+  )
+  loop.train_and_evaluate(config, str(tmp_path))
+  images = tiny_dataset.tests['test'].query.images_at(np.arange(5))
+  model = retrieval_jax.load(str(tmp_path))
+  embeddings = model.embed(images)
+  np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
+  # A flipped image has the same views.
+  np.testing.assert_allclose(
+    model.embed(images[:, :, ::-1]), embeddings, atol=1e-5
+  )
+  # Measured again without views, the run is used without them.
+  plain = make_config(model__pooling='average')
+  loop.evaluate(plain, str(tmp_path))
+  flipped = retrieval_jax.load(str(tmp_path)).embed(images[:, :, ::-1])
+  assert np.abs(flipped - embeddings).max() > 1e-3
+
+
+def test_scales_need_a_network_of_any_size(make_config, tmp_path):
+  config = make_config(eval__scales=(1.0, 2.0))
+  with pytest.raises(InputError, match=r'eval.scales has 2.0, .*pooling'):
+    loop.train_and_evaluate(config, str(tmp_path / 'run'))
+  assert not (tmp_path / 'run').exists()
 
 
 _COMMAND = (

@@ -86,7 +86,9 @@ def _data(
   images = rng.integers(0, 256, (97, *shape), np.uint8)
   history = [
     {'step': step, 'train/loss': 1.0 / step, 'train/learning_rate': 0.1}
-    | ({f'eval/{n}': v for n, v in metrics.items()} if step % 5 == 0 else {})
+    | (
+      {f'eval/test/{n}': v for n, v in metrics.items()} if step % 5 == 0 else {}
+    )
     for step in range(1, 21)
   ]
   return report.ReportData(
@@ -337,7 +339,7 @@ class WholePageTest(parameterized.TestCase):
     (
       'evaluations_only',
       {},
-      {'history': [{'step': 1, 'eval/precision_at_1': 1}]},
+      {'history': [{'step': 1, 'eval/test/precision_at_1': 1}]},
     ),
     ('only_nan', {}, {'history': [{'step': 1, 'train/loss': float('nan')}]}),
   )

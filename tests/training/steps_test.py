@@ -24,7 +24,7 @@ def _batch(dataset, size=16):
 def _setup(config, dataset, axis_name):
   schedule = optim.make_schedule(config.optimizer, 10)
   optimizer = optim.make_optimizer(config.optimizer, schedule)
-  task = steps.make_task(config, dataset.num_classes, axis_name)
+  task = steps.make_task(config, dataset.num_classes, (8, 8, 1), axis_name)
   state = state_lib.create_state(0, task.networks, optimizer, (8, 8, 1))
   step = functools.partial(
     steps.train_step,
@@ -141,11 +141,13 @@ def test_embeddings_come_back_in_order(make_config, tiny_dataset):
   one = steps.embed_step(
     variables,
     images,
-    task=steps.make_task(config, 10, None),
+    task=steps.make_task(config, 10, (8, 8, 1), None),
     axis_name=None,
   )
   p_embed = jax.pmap(
-    functools.partial(steps.embed_step, task=steps.make_task(config, 10)),
+    functools.partial(
+      steps.embed_step, task=steps.make_task(config, 10, (8, 8, 1))
+    ),
     axis_name=state_lib.AXIS,
   )
   four = p_embed(state_lib.replicate(variables), state_lib.shard(images))
@@ -167,7 +169,7 @@ def test_margin_does_not_enter_the_accuracy(make_config, tiny_dataset):
   step, batch = jax.jit(step), _batch(tiny_dataset)
   for _ in range(4):
     state, _ = step(state, batch)
-  task = steps.make_task(config, 10, None)
+  task = steps.make_task(config, 10, (8, 8, 1), None)
   embeddings = steps.embed_step(
     {'params': state.params['embedder'], 'batch_stats': {}},
     batch['images'],

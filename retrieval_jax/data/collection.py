@@ -1,0 +1,67 @@
+"""What the loaders return: images with a row of facts for each.
+
+A loader reads files and says what stands in them. How rows become a training
+set, queries and a gallery is decided by `splits`, alike for all loaders.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from retrieval_jax.data.sources import Images
+
+# What `Collection.split` holds.
+NO_SPLIT, TRAIN, VALIDATION, TEST = -1, 0, 1, 2
+SPLIT_NAMES = ('train', 'validation', 'test')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Collection:
+  """N images, and what is known of each, as arrays.
+
+  Attributes:
+    name: of the data set, for people.
+    images: of the N rows, not decoded.
+    labels: [N] int32 class labels in [0, C).
+    class_names: [C], a name for each class, for people.
+    split: [N] int8 of NO_SPLIT, TRAIN, VALIDATION and TEST; None if the data
+      come without splits.
+    is_query: [N] bool, whether a row is asked in its evaluation set; None: all
+      rows that are not of the training set.
+    is_gallery: [N] bool, whether a row is searched in; None likewise. A
+      training row with True is in the gallery of the test set.
+    boxes: [N, 4] float32 (x_1, y_1, x_2, y_2) in pixels of the upright image,
+      x_2 and y_2 exclusive, NaN for the whole image; None: no boxes.
+    domain: [N] int32, the font, vendor or camera of a row; None: unknown.
+    domain_names: a name for each domain.
+    category: [N] int32, the super-class of a row (category in the field's
+      tables); None: unknown.
+    category_names: a name for each category.
+    sequence: [N] int32, rows of one sequence are pictures of one scene; -1:
+      none; None: unknown.
+    label_sets: [N, L] int32, all labels of a row, padded with -1, the first of
+      which stands in `labels`; None: one label a row.
+    image_shape: (H, W, C) of every image if they are alike; None: of any size.
+    num_skipped: rows of the files left out, by reason, for people.
+  """
+
+  name: str
+  images: Images
+  labels: np.ndarray
+  class_names: tuple[str, ...]
+  split: np.ndarray | None = None
+  is_query: np.ndarray | None = None
+  is_gallery: np.ndarray | None = None
+  boxes: np.ndarray | None = None
+  domain: np.ndarray | None = None
+  domain_names: tuple[str, ...] = ()
+  category: np.ndarray | None = None
+  category_names: tuple[str, ...] = ()
+  sequence: np.ndarray | None = None
+  label_sets: np.ndarray | None = None
+  image_shape: tuple[int, int, int] | None = None
+  num_skipped: dict[str, int] = dataclasses.field(default_factory=dict)
+
+  def __len__(self) -> int:
+    """Returns N."""
+    return len(self.labels)

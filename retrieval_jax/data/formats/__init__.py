@@ -1,0 +1,1 @@
+"""Data in files: folders, tables, and the official layouts of the field."""
