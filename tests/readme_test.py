@@ -11,7 +11,10 @@ from retrieval_jax.training import config as config_lib
 ROOT = pathlib.Path(__file__).parents[1]
 TEXT = (ROOT / 'README.md').read_text()
 SNIPPETS = re.findall(r'```python\n(.*?)```', TEXT, flags=re.DOTALL)
-COMMANDS = sorted(set(re.findall(r'--config=configs/[^`\n#]*', TEXT)))
+# A command may go on in the next line.
+COMMANDS = sorted(
+  set(re.findall(r'--config=configs/[^`\n#]*', TEXT.replace('\\\n', ' ')))
+)
 
 
 @pytest.mark.parametrize('snippet', SNIPPETS)

@@ -115,7 +115,7 @@ def train_step(
   """
   key = jax.random.fold_in(jax.random.key(task.seed), state.step)
   images, targets = augmented(batch, key, task, axis_name)
-  images = transforms.to_model_input(images, task.mean, task.std)
+  images = transforms.normalize(images.astype(jnp.float32), task.mean, task.std)
   if axis_name is not None:
     key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from retrieval_jax import losses
 from retrieval_jax.training import optim, steps
 from retrieval_jax.training import state as state_lib
 
@@ -79,6 +80,62 @@ def test_four_devices_equal_one(make_config, tiny_dataset, name, override):
     np.testing.assert_allclose(
       p_scalars[name][0], value, rtol=1e-4, atol=1e-6, err_msg=name
     )
+
+
+@pytest.mark.parametrize(
+  'name, override',
+  [
+    ('circle', {'augment__flip': 0.5, 'augment__rotation': 20.0}),
+    ('arcface', {'augment__mixup': 0.4}),
+    ('cosface', {'augment__cutmix': 1.0, 'augment__crop_scale': (0.2, 1.0)}),
+  ],
+)
+def test_four_devices_see_the_pixels_of_one(
+  make_config, tiny_dataset, name, override
+):
+  config = make_config(name, **override)
+  batch = _batch(tiny_dataset)
+  if 'augment__crop_scale' in override:
+    loaded = tiny_dataset.train.load(np.arange(16), canvas=True)
+    batch |= {
+      'images': loaded.images,
+      'aspect_ratios': loaded.aspect_ratios,
+    }
+  key = jax.random.key(3)
+
+  def augmented(batch, axis_name):
+    task = steps.make_task(config, 10, (8, 8, 1), axis_name)
+    images, targets = steps.augmented(batch, key, task, axis_name)
+    return images, [x for x in targets if x is not None]
+
+  one = jax.jit(lambda b: augmented(b, None))(batch)
+  four = jax.pmap(
+    lambda b: augmented(b, state_lib.AXIS), axis_name=state_lib.AXIS
+  )(state_lib.shard(batch))
+  for a, b in zip(*map(jax.tree.leaves, (one, four)), strict=True):
+    b = np.asarray(b).reshape(a.shape)
+    np.testing.assert_allclose(b, a, rtol=1e-6, atol=255e-6)
+  assert np.abs(one[0] - batch['images'].astype(np.float32)).max() > 1
+
+
+def test_mixed_labels_are_two_losses_by_weight(make_config, tiny_dataset):
+  config = make_config('cosface', augment__mixup=1.0)
+  task = steps.make_task(config, 10, (8, 8, 1), None)
+  cosines = jnp.linspace(-1, 1, 30).reshape(3, 10)
+  first, second = jnp.array([0, 1, 2]), jnp.array([3, 1, 4])
+  weights = jnp.array([0.25, 0.5, 1.0])
+  terms = steps._proxy_terms(
+    cosines, steps.Targets(first, second, weights), task
+  )
+  values, counts = terms['loss']
+
+  def alone(labels):
+    return losses.proxy_terms('cosface', cosines, labels)['loss'][0]
+
+  np.testing.assert_allclose(
+    values, weights * alone(first) + (1 - weights) * alone(second), rtol=1e-5
+  )
+  np.testing.assert_allclose(counts, 1.0, rtol=1e-6)
 
 
 def test_replicas_stay_bitwise_equal(make_config, tiny_dataset):
