@@ -78,7 +78,7 @@ def glyphs(*, fonts: str | os.PathLike | None = None) -> Collection:
     >>> collection.image_shape, len(collection.domain_names)
     ((32, 32, 1), 16)
     >>> row = next(i for i, label in enumerate(collection.labels)
-    ...            if collection.class_names[label] == 'U+0051 Q')
+    ...            if collection.class_names[label] == 'Q U+0051')
     >>> collection.domain_names[collection.domain[row]]
     'DejaVu Sans Book'
   """
@@ -302,10 +302,10 @@ def _halves(code_points: np.ndarray) -> np.ndarray:
 
 
 def _class_name(code_point: int) -> str:
-  """Returns 'U+0041 A', or 'U+0301' for what does not show alone."""
+  """Returns 'A U+0041', or 'U+0301' for what does not show alone."""
   character = chr(code_point)
   is_shown = character.isprintable() and not unicodedata.combining(character)
-  return f'U+{code_point:04X}' + (f' {character}' if is_shown else '')
+  return (f'{character} ' if is_shown else '') + f'U+{code_point:04X}'
 
 
 def _reason(error: Exception) -> str:

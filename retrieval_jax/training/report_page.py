@@ -10,57 +10,34 @@ from typing import Any
 
 import numpy as np
 
+from retrieval_jax.core import pages
 from retrieval_jax.training import plots
 
 _STYLE = """
 :root {
-  color-scheme: light dark;
-  --page: #f6f7f8; --card: #ffffff; --text: #1f2328; --soft: #57606a;
-  --line: #e3e6e9; --link: #2f5f9e; --right: #2a8f57; --wrong: #d1373f;
+  --right: #2a8f57; --wrong: #d1373f;
   --warning: #fff6e0; --warning-line: #d9a62b;
 }
 @media (prefers-color-scheme: dark) {
   :root {
-    --page: #0f1216; --card: #171b21; --text: #e4e8ec; --soft: #a0a9b4;
-    --line: #2c323a; --link: #8ab4f0; --right: #3fb477; --wrong: #ef5d64;
+    --right: #3fb477; --wrong: #ef5d64;
     --warning: #2b2414; --warning-line: #b98b1e;
   }
 }
-* { box-sizing: border-box; }
-html { -webkit-text-size-adjust: 100%; scroll-behavior: smooth; }
-body {
-  margin: 0; padding: 2.5rem 1rem 4rem; background: var(--page);
-  color: var(--text); font: 1rem/1.55 system-ui, -apple-system, "Segoe UI",
-    Roboto, "Noto Sans", "Liberation Sans", sans-serif;
-}
-main, header { max-width: 62rem; margin: 0 auto; }
-h1 { margin: 0; font-size: 1.75rem; line-height: 1.25; font-weight: 650;
-  overflow-wrap: anywhere; }
-h2 { margin: 0 0 .9rem; font-size: 1.15rem; font-weight: 650; }
-header p { margin: .35rem 0 0; color: var(--soft); }
 nav { margin: 1rem 0 1.5rem; display: flex; flex-wrap: wrap; gap: .25rem 1.1rem;
   font-size: .9rem; }
-a { color: var(--link); text-decoration: none; }
-a:hover { text-decoration: underline; }
-section { margin: 0 0 1.25rem; padding: 1.4rem 1.5rem 1.5rem;
-  background: var(--card); border: 1px solid var(--line);
-  border-radius: .6rem; }
 section > p:not(.warning) { margin: 0 0 1rem; color: var(--soft);
   max-width: 46rem; }
 .warning { margin: 0 0 1rem; padding: .6rem .9rem; color: var(--text);
   background: var(--warning); border-left: 3px solid var(--warning-line);
   border-radius: .25rem; }
 .empty { color: var(--soft); margin: 0; }
-figure { margin: 0; }
 img { display: block; max-width: 100%; height: auto; }
 
-table { width: 100%; border-collapse: collapse; }
 th, td { padding: .5rem .9rem .5rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 thead th { color: var(--soft); font-size: .82rem; font-weight: 500; }
 tbody th { font-weight: 550; }
-.number { text-align: right; white-space: nowrap;
-  font-variant-numeric: tabular-nums lining-nums; }
 .metrics tbody .number { font-weight: 650; }
 .metrics td.number, .metrics th.number { padding-right: 1.75rem; }
 .definition { color: var(--soft); font-size: .9rem; }
@@ -113,9 +90,7 @@ summary { cursor: pointer; font-weight: 550; }
 .row .wrong figcaption { color: var(--wrong); }
 
 @media (max-width: 40rem) {
-  body { padding: 1.5rem .75rem 3rem; }
   h1 { font-size: 1.4rem; }
-  section { padding: 1.1rem 1rem 1.2rem; }
   .metrics thead { display: none; }
   .metrics tr { display: grid; grid-template-columns: 1fr auto;
     padding: .5rem 0; border-bottom: 1px solid var(--line); }
@@ -135,18 +110,7 @@ summary { cursor: pointer; font-weight: 550; }
 }
 """
 
-_BODY = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>%s</style>
-</head>
-<body>
-<header>
+_BODY = """<header>
 <h1>$title</h1>
 <p>$summary</p>
 <nav aria-label="Sections">
@@ -168,12 +132,10 @@ $neighbors</section>
 <section id="map"><h2>Map of the embeddings</h2>$map</section>
 <section id="details"><h2>How it was made</h2>$details</section>
 </main>
-</body>
-</html>
 """
 
 # Filled by `string.Template.substitute` with HTML that is already escaped.
-PAGE = string.Template(_BODY.replace('%s', _STYLE))
+PAGE = string.Template(pages.frame('$title', _STYLE, _BODY))
 
 
 def image_tag(image: np.ndarray, alt: str) -> str:

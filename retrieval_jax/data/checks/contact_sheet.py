@@ -14,6 +14,7 @@ from html import escape
 import cv2
 import numpy as np
 
+from retrieval_jax.core import pages
 from retrieval_jax.data import decoding
 from retrieval_jax.data.checks import fingerprints
 from retrieval_jax.data.checks.findings import (
@@ -37,49 +38,26 @@ _MAX_BARS = 40
 
 _STYLE = """
 :root {
-  color-scheme: light dark;
-  --page: #f6f7f8; --card: #ffffff; --text: #1f2328; --soft: #57606a;
-  --line: #e3e6e9; --link: #2f5f9e; --tile: #eef0f2;
+  --tile: #eef0f2;
   --error: #c22f37; --warning: #956400; --note: #57606a; --bar: #4e79a7;
 }
 @media (prefers-color-scheme: dark) {
   :root {
-    --page: #0f1216; --card: #171b21; --text: #e4e8ec; --soft: #a0a9b4;
-    --line: #2c323a; --link: #8ab4f0; --tile: #22272e;
+    --tile: #22272e;
     --error: #f2777d; --warning: #dcab45; --note: #a0a9b4; --bar: #6f9bd1;
   }
 }
-* { box-sizing: border-box; }
-html { -webkit-text-size-adjust: 100%; scroll-behavior: smooth; }
-body {
-  margin: 0; padding: 2.5rem 1rem 4rem; background: var(--page);
-  color: var(--text); font: 1rem/1.55 system-ui, -apple-system, "Segoe UI",
-    Roboto, "Noto Sans", "Liberation Sans", sans-serif;
-}
-main, header { max-width: 62rem; margin: 0 auto; }
-h1 { margin: 0; font-size: 1.75rem; line-height: 1.25; font-weight: 650;
-  overflow-wrap: anywhere; }
-h2 { margin: 0 0 .9rem; font-size: 1.15rem; font-weight: 650;
-  overflow-wrap: anywhere; }
 h2 span { color: var(--soft); font-weight: 400; }
 h3 { margin: 1.1rem 0 .4rem; font-size: .9rem; font-weight: 550;
   overflow-wrap: anywhere; }
 header { margin-bottom: 1.5rem; }
-header p { margin: .35rem 0 0; color: var(--soft); max-width: 46rem; }
-a { color: var(--link); text-decoration: none; }
-a:hover { text-decoration: underline; }
-section { margin: 0 auto 1.25rem; padding: 1.4rem 1.5rem 1.5rem;
-  background: var(--card); border: 1px solid var(--line);
-  border-radius: .6rem; }
+header p { max-width: 46rem; }
 section > p { margin: 0 0 1rem; color: var(--soft); max-width: 46rem; }
 section > p.more { margin: 1rem 0 0; }
-table { width: 100%; border-collapse: collapse; }
 th, td { padding: .45rem .9rem .45rem 0; text-align: left; font-weight: 400;
   vertical-align: top; border-bottom: 1px solid var(--line); }
 tr:last-child th, tr:last-child td { border-bottom: 0; }
 .facts th { color: var(--soft); width: 12rem; }
-.number { text-align: right; white-space: nowrap;
-  font-variant-numeric: tabular-nums lining-nums; }
 .list .number { padding-right: 1.5rem; font-weight: 650; }
 .list td:last-child { color: var(--soft); }
 .error { color: var(--error); }
@@ -97,7 +75,7 @@ b.error, b.warning, b.note { font-weight: 600; }
   border: 1px solid var(--line); }
 .pair > p { grid-column: 1 / -1; margin: 0; font-size: .8rem;
   color: var(--soft); }
-figure { margin: 0; min-width: 0; }
+figure { min-width: 0; }
 .picture { display: grid; place-items: center; aspect-ratio: 1;
   padding: 3px; background: var(--tile); border-radius: 4px;
   color: var(--soft); font-size: .75rem; text-align: center; }
@@ -113,8 +91,6 @@ svg rect { fill: var(--bar); }
 svg line { stroke: var(--line); }
 svg text { fill: var(--soft); font-size: 13px; }
 @media (max-width: 40rem) {
-  body { padding: 1.5rem .75rem 3rem; }
-  section { padding: 1.1rem 1rem 1.2rem; }
   .list tr { display: grid; grid-template-columns: 1fr auto;
     border-bottom: 1px solid var(--line); padding: .4rem 0; }
   .list td { border: 0; padding: 0; }
@@ -126,18 +102,10 @@ svg text { fill: var(--soft); font-size: 13px; }
 """
 
 _PAGE = string.Template(
-  """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title: check of the data</title>
-<style>$style</style>
-</head>
-<body>
-<header><h1>$title</h1><p>$verdict</p></header>
+  pages.frame(
+    '$title: check of the data',
+    _STYLE,
+    """<header><h1>$title</h1><p>$verdict</p></header>
 <main>
 <section><h2>Findings</h2>$table<p class="more">$scope</p></section>
 <section><h2>The data</h2>$facts</section>
@@ -145,9 +113,8 @@ _PAGE = string.Template(
 $findings
 <section><h2>Classes <span>drawn at random (seed 0)</span></h2>$sheet</section>
 </main>
-</body>
-</html>
-"""
+""",
+  )
 )
 
 
@@ -182,7 +149,6 @@ def render_page(
   )
   return _PAGE.substitute(
     title=_text(findings.name),
-    style=_STYLE,
     verdict=_text(f'{findings.verdict}.'),
     table=_finding_table(findings.listed),
     scope=_text(findings.scope),
