@@ -112,8 +112,6 @@ def augment(
     )
 
   numbers, changes = jax.vmap(draw)(row_ids, aspect_ratios)
-  # Else XLA draws the same random numbers anew at every pixel.
-  changes = jax.lax.optimization_barrier(changes)
   for i, stage in enumerate(_stages(image_shape, options, fill)):
     if i > 0:
       images = _materialized(images, numbers)
@@ -185,7 +183,7 @@ def mix(
     coin = numbers[2] < 0.5
     return jnp.where(coin, averaged, pasted), jnp.where(coin, weight, share)
 
-  drawn = jax.lax.optimization_barrier(jax.vmap(draw)(row_ids))
+  drawn = jax.vmap(draw)(row_ids)
   images = _materialized(images, drawn[0])
   mixed, weights = jax.vmap(change)(images, _partners(images), *drawn)
   return mixed, _partners(labels), weights
@@ -303,7 +301,7 @@ def _materialized(images, numbers):
   across a loop, though, and this one is never entered.
   """
   if jax.default_backend() != 'cpu':
-    return images
+    return jax.lax.optimization_barrier(images)
   entered = jnp.isnan(numbers[0, 0]).astype(jnp.int32)
   return jax.lax.while_loop(
     lambda state: state[0] > 0,

@@ -169,6 +169,19 @@ class AugmentTest(parameterized.TestCase):
     mean = 127.5
     np.testing.assert_array_equal(both, np.where(erased == mean, mean, flipped))
 
+  def test_operations_are_independent(self):
+    images = np.broadcast_to(_random(1, 2, 6, 1), (4000, 2, 6, 1))
+    options = Augmentation(
+      flip=0.5, erase=0.5, erase_scale=(0.4, 0.5), erase_ratio=(4.0, 5.0)
+    )
+    got = _augmented(images, options)
+    is_erased = (got == 127.5).any((1, 2, 3))
+    kept = got != 127.5
+    is_flipped = (kept <= (got == images[:, :, ::-1])).all((1, 2, 3))
+    for chosen in (is_erased, ~is_erased):
+      self.assertAlmostEqual(chosen.mean(), 0.5, delta=0.03)
+      self.assertAlmostEqual(is_flipped[chosen].mean(), 0.5, delta=0.04)
+
   def test_flips_as_often_as_asked(self):
     images = np.broadcast_to(_random(1, 2, 3, 1), (4000, 2, 3, 1))
     for probability in (0.3, 1.0):
