@@ -98,7 +98,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   data.std = (0.3081,)
 
   # What is done to the images of a training step, on the device; see
-  # retrieval_jax/data/augmentation_options.py. Nothing, unless it is set.
+  # retrieval_jax/data/augmentation/options.py. Nothing, unless it is set.
   config.augment = augment = ml_collections.ConfigDict()
   # Share of the picture's area in a random resized crop, such as (0.2, 1.0).
   augment.crop_scale = config_dict.placeholder(tuple)

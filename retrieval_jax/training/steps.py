@@ -113,8 +113,10 @@ def train_step(
     terms if there are several, the norms of the gradient and of the embeddings
     before normalisation, the learning rate, and with proxies the accuracies.
   """
-  key = jax.random.fold_in(jax.random.key(task.seed), state.step)
-  images, targets = augmented(batch, key, task, axis_name)
+  augment_key, key = jax.random.split(
+    jax.random.fold_in(jax.random.key(task.seed), state.step)
+  )
+  images, targets = augmented(batch, augment_key, task, axis_name)
   images = transforms.normalize(images.astype(jnp.float32), task.mean, task.std)
   if axis_name is not None:
     key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))

@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 from absl.testing import absltest, parameterized
 
-from retrieval_jax.data import geometry
+from retrieval_jax.data.augmentation import geometry
 
 _NUM_CROPS = 8000
 

@@ -7,8 +7,12 @@ from absl.testing import absltest, parameterized
 
 from retrieval_jax.core import collectives
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.data import augmentation, color, geometry
-from retrieval_jax.data.augmentation import Augmentation
+from retrieval_jax.data import augmentation
+from retrieval_jax.data.augmentation import (
+  Augmentation,
+  color,
+  geometry,
+)
 
 _EVERYTHING = {
   'crop_scale': (0.2, 1.0),

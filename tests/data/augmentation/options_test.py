@@ -1,7 +1,7 @@
 from absl.testing import absltest, parameterized
 
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.data.augmentation_options import Augmentation
+from retrieval_jax.data.augmentation.options import Augmentation
 
 
 class AugmentationTest(parameterized.TestCase):

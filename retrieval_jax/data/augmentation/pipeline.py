@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.data import color, geometry, occlusion
-from retrieval_jax.data.augmentation_options import Augmentation
+from retrieval_jax.data.augmentation import color, geometry, occlusion
+from retrieval_jax.data.augmentation.options import Augmentation
 
 # Where the numbers of each operation lie among those that are drawn for a row.
 _FLIP, _ROTATION, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(6)

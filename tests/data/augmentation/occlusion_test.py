@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from retrieval_jax.data import geometry, occlusion
+from retrieval_jax.data.augmentation import geometry, occlusion
 
 
 def _numbers(n, columns):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from retrieval_jax.data import color
+from retrieval_jax.data.augmentation import color
 
 # Compiled, since one by one its operations take longer.
 _adjust_hue = jax.jit(color.adjust_hue)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from retrieval_jax.data import geometry
+from retrieval_jax.data.augmentation import geometry
 
 
 class Rectangle(NamedTuple):
