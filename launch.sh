@@ -6,6 +6,7 @@ usage() {
   cat <<'END'
 Usage:
   ./launch.sh --config=configs/circle.py [flags]   train and evaluate
+  ./launch.sh check_data --data=FOLDER [flags]     look for faults in data
   ./launch.sh test [pytest arguments]              run the test suite
   ./launch.sh tensorboard [its arguments]          show the latest run in runs/
   ./launch.sh help                                 print this
@@ -176,6 +177,10 @@ case "${1:-}" in
     ensure test
     cd "$repo"
     exec "$venv/bin/python" -m pytest "${@:2}"
+    ;;
+  check_data)
+    ensure run
+    exec "$venv/bin/python" -m retrieval_jax.check_data "${@:2}"
     ;;
   tensorboard)
     if [[ " $*" != *' --logdir'* ]]; then

@@ -355,6 +355,14 @@ def test_tensorboard_takes_the_latest_run(machine):
   assert done[-2] == 'run tensorboard.main --logdir mine'
 
 
+def test_check_data_gets_its_flags(machine, tmp_path):
+  machine.add_python('python3', '3.11')
+  *_, done = machine.launch('check_data', '--data=my photos', cwd=tmp_path)
+  assert machine.installed() == [['requirements-cpu.txt']]
+  assert done[-2] == 'run retrieval_jax.check_data --data=my photos'
+  assert done[-1].startswith(f'in {tmp_path} ')
+
+
 def test_help_needs_nothing(machine):
   process = machine.start('help')
   output, errors = process.communicate(timeout=60)

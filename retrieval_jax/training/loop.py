@@ -298,6 +298,7 @@ def _train(
       save_now = eval_now or stop_now or step % save_every == 0
       if log_now:
         scalars = window.report()
+        scalars['unreadable_images'] = len(experiment.load_batch.unreadable)
         reporter.progress(step, scalars)
         reporter.scalars(
           step, {f'train/{name}': value for name, value in scalars.items()}

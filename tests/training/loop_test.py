@@ -90,6 +90,7 @@ def test_tensorboard_holds_scalars_image_and_hyperparameters(
     'train/images_per_second',
     'train/top_5_accuracy',
     'train/data_wait_share',
+    'train/unreadable_images',
     'eval/test/mean_average_precision_at_r',
     'eval/gallery/test',
   } <= tags
