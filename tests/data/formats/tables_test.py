@@ -2,6 +2,7 @@ import csv
 import gzip
 import pathlib
 import re
+import subprocess
 import sys
 import tempfile
 
@@ -15,6 +16,7 @@ from retrieval_jax.data.collection import TEST, TRAIN, VALIDATION
 from retrieval_jax.data.formats import table_columns, table_files, tables
 
 NAN = float('nan')
+_ROOT = pathlib.Path(__file__).parents[3]
 
 
 class _TableTest(parameterized.TestCase):
@@ -250,8 +252,17 @@ class TableTest(_TableTest):
     self.assertEqual(found.domain.tolist(), found.category.tolist())
 
   def test_tensorflow_stays_out(self):
-    self._load('path,label\na.jpg,1\n')
-    self.assertNotIn('tensorflow', sys.modules)
+    file = self._csv('path,label\na.jpg,1\n')
+    # In another process, where nothing else has imported it.
+    program = (
+      'import sys; from retrieval_jax.data.formats import tables\n'
+      f'tables.table(file={file!r})\n'
+      'print("tensorflow" in sys.modules)'
+    )
+    result = subprocess.run(
+      [sys.executable, '-c', program], capture_output=True, text=True, cwd=_ROOT
+    )
+    self.assertEqual(result.stdout.strip(), 'False', result.stderr)
 
   @parameterized.parameters('path,label', 'path,label\n', 'path,label\n\n\n')
   def test_refuses_a_header_alone(self, content):
