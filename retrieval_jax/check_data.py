@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import tqdm
 
 from retrieval_jax import command_line
+from retrieval_jax.core import files
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.data import dataset, loading
 from retrieval_jax.data.checks import contact_sheet, findings, inspection
@@ -199,14 +200,9 @@ def _check_output(path: str, overwrite: bool) -> None:
 
 def _write(path: str, text: str) -> None:
   """Writes a file whole or not at all."""
-  temporary = f'{path}.{os.getpid()}.tmp'
   try:
-    with open(temporary, 'x', encoding='utf-8') as file:
-      file.write(text)
-    os.replace(temporary, path)
+    files.write_text(path, text)
   except OSError as error:
-    if os.path.exists(temporary):
-      os.remove(temporary)
     raise InputError(
       f'--html is {path!r}, which cannot be written: {error.strerror}; allowed '
       'is a file where there is room and the right to write: choose another'

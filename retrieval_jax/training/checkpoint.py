@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from retrieval_jax.core import files
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.training import config as config_lib
 
@@ -28,15 +29,10 @@ _ROOM_FOR_METADATA = 2**20
 
 
 def write_text(path: str, text: str) -> None:
-  """Writes a file whole or not at all: a temporary name, then a rename."""
-  temporary = f'{path}.tmp'
+  """Writes a file of a run, whole or not at all."""
   try:
-    with open(temporary, 'w', encoding='utf-8') as file:
-      file.write(text)
-    os.replace(temporary, path)
+    files.write_text(path, text)
   except OSError as error:
-    if os.path.exists(temporary):
-      os.remove(temporary)
     raise _file_error(path, error) from error
 
 

@@ -11,17 +11,17 @@ import difflib
 import importlib.util
 import json
 import math
-import numbers
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ml_collections
 
 from retrieval_jax import data, losses, metrics, models
 from retrieval_jax.core.errors import InputError, unknown_name
 from retrieval_jax.training import optim
+from retrieval_jax.training.config_rules import RULES
 
 # What may differ when a run is continued: nothing that the weights depend on.
 FREE_KEYS = (
@@ -31,140 +31,6 @@ FREE_KEYS = (
   'data.num_threads',
 )
 
-
-class Rule(NamedTuple):
-  """What one key may hold: a test of the value, and its words."""
-
-  allowed: str
-  holds: Callable[[Any], bool]
-
-
-def _is_int(value) -> bool:
-  return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def _is_real(value) -> bool:
-  return (
-    isinstance(value, numbers.Real)
-    and not isinstance(value, bool)
-    and math.isfinite(value)
-  )
-
-
-def _optional(rule: Rule) -> Rule:
-  return Rule(f'{rule.allowed}, or None', lambda v: v is None or rule.holds(v))
-
-
-_COUNT = Rule('an integer of at least 1', lambda v: _is_int(v) and v >= 1)
-_NATURAL = Rule('an integer of at least 0', lambda v: _is_int(v) and v >= 0)
-_POSITIVE = Rule('a finite number above 0', lambda v: _is_real(v) and v > 0)
-_NONNEGATIVE = Rule(
-  'a finite number of at least 0', lambda v: _is_real(v) and v >= 0
-)
-_TEXT = Rule('a string', lambda v: isinstance(v, str))
-_FLAG = Rule('True or False', lambda v: isinstance(v, bool))
-_SHARE = Rule('a number in [0, 1]', lambda v: _is_real(v) and 0 <= v <= 1)
-_FRACTION = Rule('a number in (0, 1)', lambda v: _is_real(v) and 0 < v < 1)
-_PIXELS = Rule(
-  'a tuple of 1 or 3 finite numbers, in units of the full pixel range',
-  lambda v: (
-    isinstance(v, Sequence) and len(v) in (1, 3) and all(map(_is_real, v))
-  ),
-)
-_DEVIATIONS = Rule(
-  'a tuple of 1 or 3 finite numbers above 0',
-  lambda v: _PIXELS.holds(v) and min(v) > 0,
-)
-
-# Every key that each config has. `loss`, `miner` and `model` also hold what the
-# chosen function takes; those packages check it themselves.
-RULES = {
-  'seed': Rule(
-    'an integer from 0 to 2**31 - 1',
-    lambda v: _is_int(v) and 0 <= v < 2**31,
-  ),
-  'num_epochs': _COUNT,
-  'num_train_steps': _optional(_COUNT),
-  'eval_every_steps': _optional(_COUNT),
-  'checkpoint_every_steps': _optional(_COUNT),
-  'log_every_steps': _COUNT,
-  'data.name': _TEXT,
-  # Where the data are, and which of them.
-  'data.dir': _optional(_TEXT),
-  'data.file': _optional(_TEXT),
-  'data.encoding': _optional(_TEXT),
-  'data.label_separator': _optional(_TEXT),
-  'data.domain_column': _optional(_TEXT),
-  'data.fonts': _optional(_TEXT),
-  'data.subset': _optional(_TEXT),
-  'data.train_split': _optional(_TEXT),
-  'data.test_split': _optional(_TEXT),
-  'data.gallery': _optional(_TEXT),
-  'data.use_boxes': _FLAG,
-  'data.image_feature': _optional(_TEXT),
-  'data.label_feature': _optional(_TEXT),
-  # Who is trained on, asked and searched in.
-  'data.split': _optional(_TEXT),
-  'data.test_fraction': _FRACTION,
-  'data.test_domain': _optional(_TEXT),
-  'data.query_fraction': _optional(_FRACTION),
-  'data.validation': _optional(_TEXT),
-  'data.validation_folds': Rule(
-    'an integer of at least 2', lambda v: _is_int(v) and v >= 2
-  ),
-  'data.validation_fold': _NATURAL,
-  'data.split_seed': _NATURAL,
-  # How a picture becomes an array.
-  'data.image_size': _optional(_COUNT),
-  'data.resize_size': _optional(_COUNT),
-  'data.channels': _optional(Rule('1 or 3', lambda v: v in (1, 3))),
-  'data.canvas_size': _optional(_COUNT),
-  'data.num_threads': _NATURAL,
-  'data.max_unreadable_share': _SHARE,
-  # What is in a batch.
-  'data.batch_size': _COUNT,
-  'data.sampler': _TEXT,
-  'data.classes_per_batch': _NATURAL,
-  'data.categories_per_batch': _NATURAL,
-  'data.class_power': _SHARE,
-  'data.mixing': _TEXT,
-  'data.mean': _PIXELS,
-  'data.std': _DEVIATIONS,
-  'model.name': _TEXT,
-  'model.embedding_dim': _COUNT,
-  'model.init_from': _optional(_TEXT),
-  'loss.name': _TEXT,
-  'miner.name': _optional(_TEXT),
-  'head.sub_centers': _COUNT,
-  'optimizer.name': _TEXT,
-  'optimizer.learning_rate': _POSITIVE,
-  'optimizer.warmup_steps': _NATURAL,
-  'optimizer.schedule': _TEXT,
-  'optimizer.weight_decay': _NONNEGATIVE,
-  'optimizer.clip_norm': _optional(_POSITIVE),
-  'optimizer.head_learning_rate_multiplier': _POSITIVE,
-  'eval.metrics': Rule(
-    'a tuple of names',
-    lambda v: (
-      isinstance(v, Sequence)
-      and not isinstance(v, str)
-      and len(v) > 0
-      and all(isinstance(name, str) for name in v)
-    ),
-  ),
-  'eval.batch_size': _COUNT,
-  'eval.flip': _FLAG,
-  'eval.scales': Rule(
-    'a tuple of finite numbers above 0',
-    lambda v: (
-      isinstance(v, Sequence)
-      and not isinstance(v, str)
-      and len(v) > 0
-      and all(_is_real(scale) and scale > 0 for scale in v)
-    ),
-  ),
-  'eval.memory_budget_mb': _POSITIVE,
-}
 
 # Sections with keys of their own besides those of RULES.
 _OPEN_SECTIONS = ('loss', 'miner', 'model', 'augment', 'data.members')
