@@ -7,6 +7,7 @@ usage() {
 Usage:
   ./launch.sh --config=configs/circle.py [flags]   train and evaluate
   ./launch.sh check_data --data=FOLDER [flags]     look for faults in data
+  ./launch.sh selftest --config=FILE [flags]       check a loss on N devices
   ./launch.sh test [pytest arguments]              run the test suite
   ./launch.sh tensorboard [its arguments]          show the latest run in runs/
   ./launch.sh help                                 print this

@@ -28,9 +28,11 @@ def make_step(batch_size: int, gather: bool):
   config = config_lib.load('configs/circle.py')
   schedule = optim.make_schedule(config.optimizer, 1000)
   optimizer = optim.make_optimizer(config.optimizer, schedule)
-  task = steps.make_task(config, 10, (28, 28, 1))
+  task = steps.make_task(config, config_lib.Classes(10), (28, 28, 1))
   state = state_lib.replicate(
-    state_lib.create_state(0, task.networks, optimizer, (28, 28, 1))
+    state_lib.create_state(
+      0, task.networks, task.objective, optimizer, (28, 28, 1)
+    )
   )
   p_step = jax.pmap(
     functools.partial(

@@ -91,6 +91,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   # Classes are drawn by their size to this power: 1 all images alike, 0.5 the
   # square root for long tails, 0 all classes alike.
   data.class_power = 1.0
+  # Times that each image of a batch is augmented, each time anew: 2 or more for
+  # losses that compare views.
+  data.views_per_image = 1
   # Of a mixture: 'proportional', 'balanced' or 'round_robin'.
   data.mixing = 'proportional'
   # Of the pixels in [0, 1], one number or one a channel.
@@ -147,7 +150,21 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
   # Of a loss against class proxies (arcface, cosface).
   config.head = head = ml_collections.ConfigDict()
-  head.sub_centers = 1
+  # Whether each device holds the proxies of its share of the classes alone.
+  head.sharded = False
+  # Share of the classes that are no class of the batch, of a sharded head: 1
+  # compares with all of them.
+  head.sample_rate = 1.0
+
+  # Rows of past batches that pair losses compare with too; 0: none.
+  config.memory = memory = ml_collections.ConfigDict()
+  memory.size = 0
+  memory.warmup_steps = 0
+
+  # Images that are embedded at a time in a training step, over all devices,
+  # for batches whose activations do not fit; None: all of them.
+  config.gradient_cache = gradient_cache = ml_collections.ConfigDict()
+  gradient_cache.chunk_size = config_dict.placeholder(int)
 
   config.optimizer = optimizer = ml_collections.ConfigDict()
   optimizer.name = 'adamw'

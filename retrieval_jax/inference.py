@@ -9,6 +9,7 @@ import numpy as np
 
 from retrieval_jax.data import preprocessing
 from retrieval_jax.training import checkpoint, steps
+from retrieval_jax.training import config as config_lib
 
 
 class RetrievalModel:
@@ -40,7 +41,7 @@ class RetrievalModel:
     )
     task = steps.make_task(
       self.config,
-      info['num_classes'],
+      config_lib.Classes(info['num_classes']),
       self.preprocessing.image_shape,
       axis_name=None,
     )

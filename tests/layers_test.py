@@ -25,11 +25,14 @@ FLOORS = {
   'training.report': 3,
   'training.results': 3,
   'training.steps': 3,
+  'training.doctor': 4,
   'training.loop': 4,
+  'training.selftest': 4,
   '__init__': 5,
   'inference': 5,
   'main': 5,
   'check_data': 5,
+  'selftest': 5,
   'command_line': 5,
 }
 
@@ -164,7 +167,7 @@ class LayersTest(parameterized.TestCase):
     ('losses.pair', 'from retrieval_jax.core.errors import InputError'),
     ('losses.pair', 'from retrieval_jax.losses import mining'),
     ('training.state', 'from retrieval_jax.training import optim'),
-    ('training.steps', 'from retrieval_jax import losses\nlosses.pair_terms'),
+    ('training.steps', 'from retrieval_jax import losses\nlosses.compute'),
     ('training.loop', 'import jax\nstep = jax.pmap(f)'),
     ('training.checkpoint', 'import orbax.checkpoint as ocp'),
     ('training.reporting', 'from clu import metric_writers'),

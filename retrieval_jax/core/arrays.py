@@ -44,6 +44,17 @@ def normalize(x: jax.Array, axis: int = -1) -> jax.Array:
   return x * jnp.where(nonzero, lax.rsqrt(jnp.where(nonzero, square, 1.0)), 0.0)
 
 
+def norms(x: jax.Array) -> jax.Array:
+  """Returns ||x_i|| of x [B, D], [B] float32; at zero the gradient is zero."""
+  x = x.astype(jnp.float32)
+  largest = lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
+  nonzero = largest > 0
+  scale = jnp.where(nonzero, largest, 1.0)
+  square = jnp.sum((x / scale) ** 2, axis=-1, keepdims=True)
+  root = jnp.sqrt(jnp.where(nonzero, square, 1.0))
+  return jnp.where(nonzero, scale * root, 0.0)[..., 0]
+
+
 def dot_products(x: jax.Array, y: jax.Array) -> jax.Array:
   """Returns s_ij = <x_i, y_j>, [B, G] float32, of x [B, D] and y [G, D]."""
   return lax.dot_general(
@@ -123,3 +134,30 @@ def proxy_cosines(
     return cosines
   shape = (cosines.shape[0], -1, sub_centers)
   return jnp.max(cosines.reshape(shape), axis=-1)
+
+
+def masked_logsumexp(
+  logits: jax.Array, mask: jax.Array, axis: int = 1
+) -> jax.Array:
+  """Returns log(sum_j mask_ij exp(x_ij)) along an axis; 0 where there is none.
+
+  Args:
+    logits: float32 array.
+    mask: bool, of the same shape.
+    axis: summed over.
+
+  Returns:
+    float32, without the axis. Where the mask is False, and where nothing is
+    left to sum, the gradient is zero.
+
+  Example:
+    >>> mask = jnp.array([[True, True, False], [False, False, False]])
+    >>> masked_logsumexp(jnp.zeros((2, 3)), mask).round(4).tolist()
+    [0.6930999755859375, 0.0]
+  """
+  logits = jnp.where(mask, logits, -jnp.inf)
+  found = jnp.any(mask, axis=axis, keepdims=True)
+  largest = jnp.max(logits, axis=axis, keepdims=True, initial=-jnp.inf)
+  largest = lax.stop_gradient(jnp.where(found, largest, 0.0))
+  total = jnp.sum(jnp.exp(logits - largest), axis=axis, keepdims=True)
+  return jnp.squeeze(largest + jnp.log(jnp.where(found, total, 1.0)), axis)

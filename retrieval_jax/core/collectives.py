@@ -38,6 +38,11 @@ def row_ids(num_rows: int, axis_name: str | None) -> jax.Array:
   return ids + lax.axis_index(axis_name) * num_rows
 
 
+def axis_size(axis_name: str | None) -> int:
+  """Returns the number of devices along an axis, 1 for None."""
+  return 1 if axis_name is None else lax.axis_size(axis_name)
+
+
 def psum(x: Any, axis_name: str | None) -> Any:
   """Sums a pytree over the devices."""
   return x if axis_name is None else lax.psum(x, axis_name)
@@ -71,3 +76,20 @@ def masked_mean(
   total = psum(jnp.sum(kept), axis_name)
   count = psum(jnp.sum(counts), axis_name)
   return total / jnp.where(count > 0, count, 1.0)
+
+
+def masked_sum(
+  values: jax.Array, counts: jax.Array, axis_name: str | None = None
+) -> jax.Array:
+  """Returns sum(values) over rows and devices, where something counts.
+
+  Args:
+    values: [B] float32, each the sum of a row's terms.
+    counts: [B], 0 leaves the row out.
+    axis_name: the axis of the devices, or None.
+
+  Example:
+    >>> masked_sum(jnp.array([2.0, 4.0, 9.0]), jnp.array([1, 2, 0])).item()
+    6.0
+  """
+  return psum(jnp.sum(jnp.where(counts > 0, values, 0.0)), axis_name)

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from retrieval_jax.core import relations
 from retrieval_jax.core.errors import InputError, unknown_name
 from retrieval_jax.data import splits
 from retrieval_jax.data.collection import (
@@ -58,6 +59,9 @@ class Dataset:
     categories: [N] int32, the category of each training image; None: unknown.
     parts: [M + 1] int64, where each of the M data sets that the training set is
       a mixture of begins; [0, N] for one.
+    class_categories: [C'] int32, the category of each class of `class_names`,
+      -1 for none, as `relations.category_grades` takes them; None: unknown, or
+      not one for each class.
   """
 
   name: str
@@ -68,6 +72,38 @@ class Dataset:
   class_names: tuple[str, ...]
   categories: np.ndarray | None = None
   parts: np.ndarray | None = None
+  class_categories: np.ndarray | None = None
+
+  @property
+  def is_multi_label(self) -> bool:
+    """Whether images have label sets [N, L], of which proxies know nothing."""
+    return self.train.labels.ndim == 2
+
+  def display_classes(
+    self, *labels: np.ndarray
+  ) -> tuple[list[np.ndarray], tuple[str, ...]]:
+    """Returns labels as pages show them: one int an image, with its name.
+
+    Args:
+      *labels: of sources, [N] ints or [N, L] label sets.
+
+    Returns:
+      ([N] ints of each, a name for each int). Ints come back as they are, with
+      `class_names`. Of label sets, each set that occurs is a class, called
+      'dog | beach': whether two are relevant to each other is not for these
+      ints to say.
+    """
+    if not self.is_multi_label:
+      return list(labels), self.class_names
+    sets, found = np.unique(
+      np.sort(np.concatenate(labels), axis=1), axis=0, return_inverse=True
+    )
+    names = (
+      ' | '.join(self.class_names[label] for label in row if label >= 0)
+      for row in sets.tolist()
+    )
+    ends = np.cumsum([len(array) for array in labels])[:-1]
+    return np.split(found.reshape(-1), ends), tuple(names)
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
@@ -110,10 +146,17 @@ def resolve_roles(
   """
   if split is not None and split not in SPLITS:
     raise unknown_name('data.split', split, SPLITS)
-  labels = collection.labels
+  labels = _labels(collection)
   is_query, is_gallery = collection.is_query, collection.is_gallery
   codes = collection.split
   if split is None and codes is None:
+    if labels.ndim == 2:
+      raise InputError(
+        f'data.split is None, but {collection.name} comes without splits and '
+        'has several labels an image, so that no class can be held out whole; '
+        "allowed are 'stratified' and 'leave_one_domain_out': set "
+        'data.split=stratified, or give it a column `split`'
+      )
     split = 'class_disjoint'
     _log.info(
       '%s comes without splits: a share of %g of its classes is the test set '
@@ -203,13 +246,7 @@ def make_dataset(
       f'data.validation_fold is {validation_fold}; allowed are 0 to '
       f'{validation_folds - 1}, of {validation_folds} data.validation_folds'
     )
-  if collection.label_sets is not None:
-    raise InputError(
-      f'{collection.name} has several labels an image (data.label_separator); '
-      'allowed is one to train and measure with: leave data.label_separator '
-      'out, or name a file with one label in each row'
-    )
-  codes, labels = collection.split, collection.labels
+  codes, labels = collection.split, _labels(collection)
   train = np.flatnonzero(codes == TRAIN)
   if not len(train):
     raise InputError(
@@ -233,9 +270,10 @@ def make_dataset(
     searched = asked if validation == 'classes' else train
   # The classes of the training set first, in their order.
   known = np.zeros(len(collection.class_names), bool)
-  known[labels[train]] = True
+  known[relations.incidences(labels[train])[1]] = True
   order = np.argsort(~known, kind='stable')
-  new_label = np.empty(len(order), np.int32)
+  # One entry more, so that the -1 of label sets remains.
+  new_label = np.full(len(order) + 1, -1, np.int32)
   new_label[order] = np.arange(len(order), dtype=np.int32)
 
   def source(rows):
@@ -291,7 +329,29 @@ def make_dataset(
     class_names=tuple(collection.class_names[c] for c in order.tolist()),
     categories=_categories(collection, train),
     parts=np.array([0, len(train)]),
+    class_categories=_class_categories(collection, order),
   )
+
+
+def _labels(collection: Collection) -> np.ndarray:
+  """Returns [N] int labels, or [N, L] if an image has several."""
+  if collection.label_sets is None:
+    return collection.labels
+  label_sets = relations.pack_label_sets(collection.label_sets)
+  return label_sets if label_sets.shape[1] > 1 else label_sets[:, 0]
+
+
+def _class_categories(
+  collection: Collection, order: np.ndarray
+) -> np.ndarray | None:
+  """Returns the category of each class, the classes in some order."""
+  if collection.category is None or collection.label_sets is not None:
+    return None
+  by_class = np.full(len(order), -1, np.int32)
+  by_class[collection.labels] = collection.category
+  if (by_class[collection.labels] != collection.category).any():
+    return None  # A class of two categories.
+  return by_class[order]
 
 
 def _categories(collection: Collection, rows: np.ndarray) -> np.ndarray | None:
@@ -304,10 +364,16 @@ def _categories(collection: Collection, rows: np.ndarray) -> np.ndarray | None:
 
 def describe(dataset: Dataset) -> str:
   """Returns what is trained and measured on, as one line for the log."""
-  parts = [
-    f'{dataset.name}: {len(dataset.train):,} training images of '
-    f'{dataset.num_classes:,} classes'
-  ]
+  labels, count = dataset.train.labels, f'{len(dataset.train):,}'
+  if dataset.is_multi_label:
+    mean = (labels >= 0).sum() / len(labels)
+    what = (
+      f'multi-label: {count} training images, {dataset.num_classes:,} labels, '
+      f'mean {mean:.2f} labels an image'
+    )
+  else:
+    what = f'{count} training images of {dataset.num_classes:,} classes'
+  parts = [f'{dataset.name}: {what}']
   for name, group in (dataset.validations | dataset.tests).items():
     against = (
       'each against the others'

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from retrieval_jax.core import relations
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.data.samplers.uniform import Sampler
 from retrieval_jax.data.sources import Source
@@ -79,26 +80,34 @@ class TrainLoader:
       step: from 0.
 
     Returns:
-      {'images': [b, H, W, C] uint8, 'labels': [b] int32}, and with `canvas`
-      'aspect_ratios': [b] float32. The parts of all processes, in order, are
-      the batch, on any number of processes.
+      {'images': [b, H, W, C] uint8, 'labels': [b] int32, or [b, L] of a source
+      with label sets}, and with `canvas` 'aspect_ratios': [b] float32. The
+      parts of all processes, in order, are the batch, on any number of
+      processes.
 
     Raises:
       InputError: if the processes do not divide the batch, or too many images
         cannot be read.
     """
-    rows = self._sampler(step)
-    rows = rows[_part(len(rows), *self._process)]
+    rows = self.rows(step)
     images, ratios, errors = self._source.load(rows, canvas=self._canvas)
     for place, reason in errors.items():
       self._note(int(rows[place]), reason)
-      loaded = self._replacement(int(rows[place]))
+      rows[place], loaded = self._replacement(int(rows[place]))
       images[place], ratios[place] = loaded.images[0], loaded.aspect_ratios[0]
     batch = {
       'images': images,
       'labels': self._source.labels[rows].astype(np.int32),
     }
     return batch | ({'aspect_ratios': ratios} if self._canvas else {})
+
+  def rows(self, step: int) -> np.ndarray:
+    """Returns [b] the rows of the source in this process's part of a batch.
+
+    Those that turn out to be unreadable are replaced when they are loaded.
+    """
+    rows = self._sampler(step)
+    return np.array(rows[_part(len(rows), *self._process)])
 
   def _note(self, row, reason):
     """Counts an image that cannot be read; the first ones are logged."""
@@ -115,8 +124,11 @@ class TrainLoader:
       )
 
   def _replacement(self, row):
-    """Loads the next image of the class that can be read."""
-    labels = self._source.labels
+    """Returns the next row of the class that can be read, and its image.
+
+    The class of a label set is its first label.
+    """
+    labels = relations.first_labels(self._source.labels)
     if self._of_class is None:
       order = np.argsort(labels, kind='stable')
       self._of_class = order, labels[order]
@@ -129,7 +141,7 @@ class TrainLoader:
         continue
       loaded = self._source.load(np.array([other]), canvas=self._canvas)
       if not loaded.errors:
-        return loaded
+        return other, loaded
       self._note(other, loaded.errors[0])
     raise InputError(
       f'{self.unreadable[row]}; no other image of its class (of '
@@ -166,11 +178,12 @@ def padded_batches(
     process_count: must divide batch_size.
 
   Yields:
-    {'images': [b, H, W, C] uint8, 'labels': [b] int32, 'mask': [b] bool}. Every
-    example is in one batch of one process. Padding has mask False, label -1 and
-    black images; so has, but for its label, an image that cannot be read, which
-    is logged. All processes yield ceil(N / batch_size) batches; the parts of a
-    batch, in order of the processes, are consecutive rows of the source.
+    {'images': [b, H, W, C] uint8, 'labels': [b] int32, or [b, L] of a source
+    with label sets, 'mask': [b] bool}. Every example is in one batch of one
+    process. Padding has mask False, label -1 and black images; so has, but for
+    its label, an image that cannot be read, which is logged. All processes
+    yield ceil(N / batch_size) batches; the parts of a batch, in order of the
+    processes, are consecutive rows of the source.
 
   Raises:
     InputError: if batch_size is not positive, or the processes do not divide
@@ -201,7 +214,7 @@ def _padded_batches(
     size = int(mask.sum())
     loaded = source.load(rows[:size])
     images = np.zeros((len(rows), *source.image_shape), np.uint8)
-    labels = np.full(len(rows), -1, np.int32)
+    labels = np.full((len(rows), *source.labels.shape[1:]), -1, np.int32)
     images[:size] = loaded.images
     labels[:size] = source.labels[rows[:size]]
     for place, reason in loaded.errors.items():

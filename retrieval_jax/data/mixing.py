@@ -84,6 +84,10 @@ def mix_datasets(members: Mapping[str, Dataset]) -> Dataset:
   first_other = first_known[-1] + np.cumsum(
     [0] + [len(m.class_names) - m.num_classes for m in members.values()]
   )
+  # With a member of label sets, all are: its L is that of the widest.
+  width = max(
+    m.train.labels.shape[1] if m.is_multi_label else 0 for m in members.values()
+  )
   first_category = 0
   sources, categories, tests, validations = [], [], {}, {}
   known_names, other_names = [], []
@@ -95,8 +99,13 @@ def mix_datasets(members: Mapping[str, Dataset]) -> Dataset:
     )
 
     def relabelled(source, shift=shift):
-      labels = (source.labels + shift[source.labels]).astype(np.int32)
-      return dataclasses.replace(source, labels=labels)
+      labels = source.labels
+      if width:
+        labels = labels.reshape(len(labels), -1)
+        missing = width - labels.shape[1]
+        labels = np.pad(labels, ((0, 0), (0, missing)), constant_values=-1)
+      labels = np.where(labels < 0, -1, labels + shift[labels])
+      return dataclasses.replace(source, labels=labels.astype(np.int32))
 
     def relabelled_set(group, relabelled=relabelled):
       gallery = group.gallery and relabelled(group.gallery)

@@ -172,7 +172,8 @@ class Source:
 
   Attributes:
     store: where the pictures are.
-    labels: [N] int32 class labels from 0.
+    labels: [N] int32 class labels from 0; or [N, L] int32 label sets, padded
+      with -1.
     preprocessing: how a picture becomes an array.
     rows: [N] int64, the rows of the store; None: all.
     boxes: [N, 4] float32, what is cut out of each; see `Collection.boxes`.

@@ -1,5 +1,8 @@
 """Which rows are trained on, asked and searched in: functions of the labels.
 
+Of label sets whole classes cannot be held out, since an image may have labels
+of both sides. Images can: each is dealt with those of its rarest label.
+
 All are pure and seeded, and sort rather than loop, so that millions of rows of
 hundreds of thousands of classes take a second or two.
 """
@@ -54,6 +57,11 @@ def class_disjoint(
     CVPR 2016.
   """
   _check_fraction('data.test_fraction', test_fraction)
+  _refuse_label_sets(
+    labels,
+    'data.split is class_disjoint',
+    'data.split=stratified, or give the images a column `split`',
+  )
   index, num_classes = _class_index(labels)
   if num_classes < 2:
     raise InputError(
@@ -88,6 +96,7 @@ def first_classes(labels: np.ndarray, *, num_train: int) -> np.ndarray:
     >>> first_classes([9, 4, 4, 7], num_train=2).tolist()
     [2, 0, 0, 0]
   """
+  _refuse_label_sets(labels, 'first_classes', 'stratified')
   index, num_classes = _class_index(labels)
   if not 1 <= num_train < num_classes:
     raise InputError(
@@ -106,7 +115,7 @@ def stratified(
   and at most n - 1. A class of one image is trained on alone, which is logged.
 
   Args:
-    labels: [N] int.
+    labels: [N] int, or [N, L] label sets.
     test_fraction: of the images of each class, in (0, 1).
     seed: at least 0.
 
@@ -143,7 +152,7 @@ def query_gallery(
   In-Shop and of the landmark sets.
 
   Args:
-    labels: [N] int.
+    labels: [N] int, or [N, L] label sets.
     query_fraction: of the images of each class, in (0, 1).
     seed: at least 0.
 
@@ -230,6 +239,9 @@ def class_folds(
   References:
     Musgrave et al., A Metric Learning Reality Check, ECCV 2020.
   """
+  _refuse_label_sets(
+    labels, 'data.validation is classes', 'data.validation=images'
+  )
   index, num_classes = _class_index(labels)
   _check_folds(num_folds, num_classes, 'classes of the training set')
   rank = np.arange(num_classes)
@@ -248,7 +260,7 @@ def image_folds(
   is in none.
 
   Args:
-    labels: [N] int, of the training set.
+    labels: [N] int, or [N, L] label sets, of the training set.
     num_folds: F, at least 2.
     seed: at least 0.
 
@@ -305,12 +317,47 @@ def _rounded_share(count, fraction):
   return np.minimum(np.maximum(rounded, 1), np.asarray(count) - 1)
 
 
+def rarest_labels(label_sets: np.ndarray) -> np.ndarray:
+  """Returns [N] int, the label of each row that the fewest rows have.
+
+  Dealt out by these, rare labels are divided as exactly as classes are, and
+  common ones by chance. The lowest of labels that are as rare; -1 for a row
+  without any.
+
+  Example:
+    >>> rarest_labels(np.array([[0, 1], [0, -1], [0, 2], [2, 1]])).tolist()
+    [1, 0, 2, 1]
+
+  References:
+    Sechidis et al., On the Stratification of Multi-label Data, ECML PKDD 2011,
+    deal out the images of the rarest label first.
+  """
+  _, labels = relations.incidences(label_sets)
+  classes, counts = np.unique(labels, return_counts=True)
+  # A row's labels in order of their numbers, so that the lowest wins.
+  ordered = np.sort(label_sets, axis=1)
+  sizes = np.full(ordered.shape, len(label_sets) + 1)
+  is_label = ordered >= 0
+  sizes[is_label] = counts[np.searchsorted(classes, ordered[is_label])]
+  best = sizes.argmin(axis=1)[:, None]
+  return np.take_along_axis(ordered, best, axis=1)[:, 0]
+
+
 def _class_index(labels) -> tuple[np.ndarray, int]:
   """Returns the classes of the rows as 0 .. C - 1 in their order, and C."""
-  classes, index = np.unique(
-    relations.check_labels(labels), return_inverse=True
-  )
+  labels = relations.check_labels(labels, label_sets=True)
+  if labels.ndim == 2:
+    labels = rarest_labels(labels)
+  classes, index = np.unique(labels, return_inverse=True)
   return index, len(classes)
+
+
+def _refuse_label_sets(labels, setting: str, cure: str) -> None:
+  if np.ndim(labels) == 2 and np.shape(labels)[1] > 1:
+    raise InputError(
+      f'{setting}, but the images have several labels each, so that no class '
+      f'can be held out whole; allowed is to divide the images: set {cure}'
+    )
 
 
 def _generator(seed: int, draw: str) -> np.random.Generator:

@@ -13,13 +13,13 @@ def check_dataset(dataset: Dataset) -> None:
 
   Raises:
     InputError: for an empty set; images that are not uint8 of `image_shape`;
-      labels that are not one integer an image, or are out of range in the
-      training set; a training set of one class; queries none of which has its
-      class in the gallery.
+      labels that are not one integer an image (or a set of them, in all parts),
+      or are out of range in the training set; a training set of one class;
+      queries none of which has its class in the gallery.
   """
   groups = dataset.tests | dataset.validations
   _check_source(dataset, 'train', dataset.train)
-  labels = dataset.train.labels
+  _, labels = relations.incidences(dataset.train.labels)
   if labels.min() < 0 or labels.max() >= dataset.num_classes:
     raise InputError(
       f'data set {dataset.name!r}: labels of the training set range from '
@@ -36,11 +36,13 @@ def check_dataset(dataset: Dataset) -> None:
   for name, group in groups.items():
     _check_source(dataset, f'queries of {name}', group.query)
     _check_source(dataset, f'gallery of {name}', group.searched)
-    asked, counts = np.unique(group.query.labels, return_counts=True)
+    _, asked = relations.incidences(group.query.labels)
+    asked, counts = np.unique(asked, return_counts=True)
     if group.gallery is None:
       has_match = (counts > 1).any()
     else:
-      has_match = np.isin(asked, group.gallery.labels).any()
+      _, searched = relations.incidences(group.gallery.labels)
+      has_match = np.isin(asked, searched).any()
     if not has_match:
       raise InputError(
         f'data set {dataset.name!r}, {name}: no query has a match, none of the '
@@ -52,9 +54,23 @@ def check_dataset(dataset: Dataset) -> None:
 def _check_source(dataset: Dataset, part: str, source: Source) -> None:
   """Checks one part by itself."""
   where = f'data set {dataset.name!r}, {part}'
-  relations.check_labels(source.labels, f'{where}: labels')
+  relations.check_labels(source.labels, f'{where}: labels', label_sets=True)
+  if source.labels.ndim != dataset.train.labels.ndim:
+    raise InputError(
+      f'{where}: labels have shape {source.labels.shape}, those of the '
+      f'training set {dataset.train.labels.shape}; allowed are one label an '
+      'image in both, or label sets in both'
+    )
   if not len(source):
     raise InputError(f'{where}: no images; at least one is needed')
+  if source.labels.ndim == 2:
+    is_label = source.labels >= 0
+    if not is_label.any(axis=1).all():
+      row = int(is_label.any(axis=1).argmin())
+      raise InputError(
+        f'{where}: {source.describe(row)} has no label; allowed is at least '
+        'one: add its labels, or remove the row'
+      )
   # Of a data set with many bad files some are found here, and the rest as they
   # are read.
   image = source.load(np.zeros(1, np.int64)).images

@@ -21,41 +21,34 @@ Where the losses differ from pytorch-metric-learning (PML) 2.9, and why:
   * Where two embeddings coincide, the gradient of their distance is zero.
 """
 
-from retrieval_jax.losses.compute import (
-  compute,
-  pair_terms,
-  proxy_terms,
+from retrieval_jax.losses.compute import compute
+from retrieval_jax.losses.objective import (
+  Batch,
+  Objective,
+  Outcome,
   reduce_terms,
 )
-from retrieval_jax.losses.mining import triplet_margin_miner
-from retrieval_jax.losses.pair import circle
-from retrieval_jax.losses.proxy import arcface, cosface
-from retrieval_jax.losses.registry import (
-  LOSSES,
-  MINERS,
-  Loss,
-  Miner,
-  check_hyperparameters,
-  check_miner,
-)
-from retrieval_jax.losses.terms import Terms
-from retrieval_jax.losses.triplet import triplet_margin
+from retrieval_jax.losses.options import WEIGHTED_SUM, Part, parse
+from retrieval_jax.losses.registry import LOSSES, MINERS
+from retrieval_jax.losses.regularizers import REGULARIZERS
+from retrieval_jax.losses.rows import Loss, Miner, Regularizer
+from retrieval_jax.losses.terms import Reducer, Terms
 
 __all__ = [
   'LOSSES',
   'MINERS',
+  'REGULARIZERS',
+  'WEIGHTED_SUM',
+  'Batch',
   'Loss',
   'Miner',
+  'Objective',
+  'Outcome',
+  'Part',
+  'Reducer',
+  'Regularizer',
   'Terms',
-  'arcface',
-  'check_hyperparameters',
-  'check_miner',
-  'circle',
   'compute',
-  'cosface',
-  'pair_terms',
-  'proxy_terms',
+  'parse',
   'reduce_terms',
-  'triplet_margin',
-  'triplet_margin_miner',
 ]

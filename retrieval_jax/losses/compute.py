@@ -1,4 +1,4 @@
-"""From embeddings and labels to terms, and from terms to one number."""
+"""Every loss in one call, for people at a prompt and for tests."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,141 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retrieval_jax.core import arrays, collectives, relations
+from retrieval_jax.core import relations
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.losses.registry import (
-  LOSSES,
-  MINERS,
-  check_hyperparameters,
-  check_miner,
-)
-from retrieval_jax.losses.terms import Terms
-
-_MATRICES = {
-  'cosine': arrays.cosine_similarities,
-  'euclidean': arrays.euclidean_distances,
-}
-
-
-def pair_terms(
-  name: str,
-  embeddings: jax.Array,
-  labels: jax.Array,
-  *,
-  candidates: jax.Array | None = None,
-  candidate_labels: jax.Array | None = None,
-  ids: jax.Array | None = None,
-  candidate_ids: jax.Array | None = None,
-  miner: str | Mapping[str, Any] | None = None,
-  **hyper: Any,
-) -> Terms:
-  """Returns the terms of a pair loss, one row for each anchor.
-
-  On several devices the candidates are the gathered rows, and the ids the
-  places of both in the whole batch:
-
-      terms = pair_terms(
-        'circle', embeddings, labels,
-        candidates=all_gather_rows(embeddings, 'batch'),
-        candidate_labels=all_gather_rows(labels, 'batch'),
-        ids=row_ids(len(labels), 'batch'),
-        candidate_ids=jnp.arange(global_batch_size),
-      )
-
-  Args:
-    name: a pair loss of `LOSSES`.
-    embeddings: [B, D] of the anchors, any float dtype, normalised inside.
-    labels: [B] int; negative marks padding.
-    candidates: [G, D]; None takes the anchors themselves, self excluded.
-    candidate_labels: [G] int, with `candidates`.
-    ids: [B] int; pairs with equal ids are left out.
-    candidate_ids: [G] int, with `ids`.
-    miner: the name of a triplet miner, or `{'name': ..., **hyperparameters}`.
-    **hyper: hyperparameters of the loss.
-
-  Returns:
-    `{term: (values [B], counts [B])}`, float32.
-
-  Example:
-    >>> x = jnp.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
-    >>> terms = pair_terms('triplet_margin', x, jnp.array([0, 0, 1]))
-    >>> terms['loss'][1].tolist()
-    [0.0, 1.0, 0.0]
-  """
-  loss = LOSSES[name]
-  if candidates is None:
-    candidates, candidate_labels = embeddings, labels
-    ids = candidate_ids = jnp.arange(labels.shape[0], dtype=jnp.int32)
-  if loss.ordered:
-    order = jnp.argsort(candidate_labels)
-    candidates, candidate_labels = candidates[order], candidate_labels[order]
-    if candidate_ids is not None:
-      candidate_ids = candidate_ids[order]
-  positives, negatives = relations.pair_masks(
-    labels, candidate_labels, ids, candidate_ids
-  )
-  matrix = _MATRICES[loss.matrix](embeddings, candidates)
-  if miner is not None:
-    miner_name, miner_hyper = _split_miner(miner)
-    hyper['bounds'] = MINERS[miner_name].function(
-      matrix, positives, negatives, **miner_hyper
-    )
-  return loss.function(matrix, positives, negatives, **hyper)
-
-
-def proxy_terms(
-  name: str,
-  cosines: jax.Array,
-  labels: jax.Array,
-  *,
-  weights: jax.Array | None = None,
-  **hyper: Any,
-) -> Terms:
-  """Returns the terms of a proxy loss, one row for each example.
-
-  Args:
-    name: a proxy loss of `LOSSES`.
-    cosines: [B, C] with the proxies, any float dtype.
-    labels: [B] int; negative marks padding.
-    weights: [B] float, of the rows, or None.
-    **hyper: hyperparameters of the loss.
-
-  Returns:
-    `{term: (values [B], counts [B])}`, float32.
-
-  Example:
-    >>> cosines = jnp.array([[1.0, -1.0], [1.0, -1.0]])
-    >>> terms = proxy_terms('cosface', cosines, jnp.array([0, 1]), scale=2.0)
-    >>> print(terms['loss'][0].round(3))
-    [0.036 4.709]
-  """
-  return LOSSES[name].function(cosines, labels, weights=weights, **hyper)
-
-
-def reduce_terms(
-  terms: Terms, axis_name: str | None = None
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Divides each term over rows and devices, and adds the terms.
-
-  Args:
-    terms: of a loss.
-    axis_name: the axis of the devices, or None.
-
-  Returns:
-    (loss, {term: its share}), float32 scalars, alike on every device. A term
-    that counts nothing is 0 with a zero gradient.
-
-  Example:
-    >>> values, counts = jnp.array([2.0, 4.0]), jnp.array([1.0, 2.0])
-    >>> loss, parts = reduce_terms({'loss': (values, counts)})
-    >>> loss.item(), sorted(parts)
-    (2.0, ['loss'])
-  """
-  parts = {
-    name: collectives.masked_mean(values, counts, axis_name)
-    for name, (values, counts) in terms.items()
-  }
-  return sum(parts.values()), parts
+from retrieval_jax.losses import options as options_lib
+from retrieval_jax.losses.objective import Batch, Objective
 
 
 def compute(
@@ -152,31 +21,40 @@ def compute(
   ref_embeddings: jax.Array | None = None,
   ref_labels: jax.Array | None = None,
   proxies: jax.Array | None = None,
-  sub_centers: int = 1,
-  miner: str | Mapping[str, Any] | None = None,
-  **hyper: Any,
+  params: Mapping[str, Any] | None = None,
+  state: Mapping[str, Any] | None = None,
+  class_counts: Any = None,
+  key: jax.Array | None = None,
+  **options: Any,
 ) -> jax.Array:
   """Returns a loss by name, everything in one call.
 
   Args:
     name: of `LOSSES`.
-    embeddings: [B, D] any float dtype, normalised inside.
-    labels: [B] int; negative marks padding.
+    embeddings: [B, D] any float dtype; what needs unit rows normalises inside.
+    labels: [B] int, or [B, L] label sets padded with -1; negative marks
+      padding.
     ref_embeddings: [G, D], what the anchors of a pair loss are compared with;
-      None compares them with each other, self excluded.
+      None compares them with each other, self excluded. Of `vicreg` the second
+      views, row by row.
     ref_labels: [G] int, with `ref_embeddings`.
-    proxies: [C * sub_centers, D] of a proxy loss, the sub-centres of a class
-      adjacent.
-    sub_centers: centres of a class.
-    miner: as in `pair_terms`.
-    **hyper: hyperparameters of the loss, checked.
+    proxies: [C * K, D] of a proxy loss, the K centres of a class adjacent.
+    params: what the loss learns besides, as its row's `params` makes it; None
+      takes the initial one.
+    state: what the loss keeps, as its row's `state` makes it; None takes the
+      initial one. The next state is not returned: `Objective` is for training.
+    class_counts: [C] training images of each class, of losses that ask for it.
+    key: random, of what is drawn; None takes a fixed one.
+    **options: hyperparameters of the loss, and `miner`, `distance`, `reducer`,
+      `embedding_regularizer`, ... as `losses.options` lists them; checked.
 
   Returns:
-    float32 scalar, differentiable in embeddings, ref_embeddings and proxies.
+    float32 scalar, differentiable in embeddings, ref_embeddings, proxies and
+    params.
 
   Raises:
-    InputError: for a name or a hyperparameter that does not exist or is out of
-      range, labels or embeddings of a wrong shape, labels without a proxy.
+    InputError: for a name or an option that does not exist or is out of range,
+      labels or embeddings of a wrong shape, labels without a proxy.
 
   Example:
     >>> x = jnp.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
@@ -185,74 +63,88 @@ def compute(
     0.462
     >>> print(compute('arcface', x, y, proxies=jnp.eye(2)).round(2))
     14.0
+    >>> print(compute('contrastive', x, y, miner='pair_margin').round(2))
+    0.99
   """
-  check_hyperparameters(name, hyper)
-  if miner is not None:
-    miner_name, miner_hyper = _split_miner(miner)
-    check_miner(miner_name, miner_hyper, loss=name)
-  loss = LOSSES[name]
-  embeddings, labels = _check_rows(embeddings, labels, 'embeddings', 'labels')
-
-  if loss.kind == 'proxy':
+  (part,) = options_lib.parse({'name': name, **options})
+  sets = part.row.kind != 'proxy'
+  num_classes = 0
+  if not isinstance(labels, jax.core.Tracer) and np.size(labels):
+    num_classes = int(np.max(labels)) + 1
+  embeddings, labels = _check_rows(
+    embeddings, labels, 'embeddings', 'labels', sets
+  )
+  if part.row.kind == 'proxy':
     if ref_embeddings is not None:
       raise InputError(
         f'loss {name!r} compares with proxies, not with ref_embeddings; pass '
-        'proxies of shape (classes * sub_centers, D)'
+        'proxies of shape (classes * centres, D)'
       )
-    proxies = _check_proxies(name, embeddings, labels, proxies, sub_centers)
-    cosines = arrays.proxy_cosines(embeddings, proxies, sub_centers)
-    return reduce_terms(proxy_terms(name, cosines, labels, **hyper))[0]
-
-  if proxies is not None:
+    proxies = _check_proxies(part, embeddings, labels, proxies)
+    num_classes = len(proxies) // part.centers
+  elif proxies is not None:
     raise InputError(
       f'loss {name!r} compares embeddings with each other and takes no '
       'proxies; leave them out, or pass ref_embeddings and ref_labels'
     )
+  if part.row.views == 2:
+    if ref_embeddings is None:
+      raise InputError(
+        f'loss {name!r} compares two views of each image; pass ref_embeddings '
+        f'of shape {embeddings.shape}, the second views row by row'
+      )
+    ref_labels = labels if ref_labels is None else ref_labels
   if (ref_embeddings is None) != (ref_labels is None):
     raise InputError(
       'ref_embeddings and ref_labels go together; one of them is missing'
     )
   if ref_embeddings is not None:
     ref_embeddings, ref_labels = _check_rows(
-      ref_embeddings, ref_labels, 'ref_embeddings', 'ref_labels'
+      ref_embeddings, ref_labels, 'ref_embeddings', 'ref_labels', sets
     )
     _check_width(ref_embeddings, embeddings, 'ref_embeddings')
-  terms = pair_terms(
-    name,
-    embeddings,
-    labels,
-    candidates=ref_embeddings,
-    candidate_labels=ref_labels,
-    miner=miner,
-    **hyper,
+  if 'class_counts' in part.row.needs:
+    if class_counts is None:
+      raise InputError(
+        f'loss {name!r} needs class_counts; pass the number of training images '
+        f'of each of the {num_classes} classes'
+      )
+    class_counts = jnp.asarray(class_counts, jnp.float32)
+  objective = Objective(
+    (part,),
+    num_classes=num_classes,
+    embedding_dim=embeddings.shape[1],
+    class_counts=class_counts,
   )
-  return reduce_terms(terms)[0]
+  key = jax.random.key(0) if key is None else key
+  return objective(
+    objective.init_params(key) if params is None else {name: params},
+    objective.init_state() if state is None else {name: state},
+    Batch(
+      embeddings,
+      labels,
+      references=ref_embeddings,
+      reference_labels=ref_labels,
+    ),
+    proxies=proxies,
+    key=key,
+  ).loss
 
 
-def _split_miner(miner):
-  if isinstance(miner, str):
-    return miner, {}
-  hyper = dict(miner)
-  if 'name' not in hyper:
-    raise InputError(
-      f'miner has no name; pass one of {", ".join(sorted(MINERS))}, or '
-      "{'name': ..., and its hyperparameters}"
-    )
-  return hyper.pop('name'), hyper
-
-
-def _check_rows(embeddings, labels, name, labels_name):
+def _check_rows(embeddings, labels, name, labels_name, sets):
   embeddings = _check_matrix(embeddings, name)
   # Inside a transformation only the shapes are known.
   if not isinstance(labels, jax.core.Tracer):
-    host_labels = relations.check_labels(labels, labels_name)
+    host_labels = np.asarray(labels)
+    if not sets or host_labels.ndim != 2 or host_labels.shape[1] < 2:
+      host_labels = relations.check_labels(labels, labels_name)
     if host_labels.size and host_labels.max() > np.iinfo(np.int32).max:
       raise InputError(
         f'{labels_name} has {host_labels.max()}; allowed are 32-bit ints: pass '
         'np.unique(labels, return_inverse=True)[1]'
       )
     labels = jnp.asarray(host_labels, jnp.int32)
-  if labels.shape != embeddings.shape[:1]:
+  if labels.shape[:1] != embeddings.shape[:1]:
     raise InputError(
       f'{labels_name} has shape {labels.shape} for {name} of shape '
       f'{embeddings.shape}; allowed is one label a row'
@@ -278,20 +170,20 @@ def _check_width(x, embeddings, name):
     )
 
 
-def _check_proxies(name, embeddings, labels, proxies, sub_centers):
+def _check_proxies(part, embeddings, labels, proxies):
   if proxies is None:
     raise InputError(
-      f'loss {name!r} needs proxies; pass an array of shape '
-      f'(classes * sub_centers, {embeddings.shape[1]})'
+      f'loss {part.name!r} needs proxies; pass an array of shape '
+      f'(classes * {part.centers}, {embeddings.shape[1]})'
     )
   proxies = _check_matrix(proxies, 'proxies')
   _check_width(proxies, embeddings, 'proxies')
-  if sub_centers < 1 or len(proxies) % sub_centers:
+  if len(proxies) % part.centers:
     raise InputError(
-      f'sub_centers is {sub_centers!r} for {len(proxies)} proxies; allowed is '
-      'a divisor of their number'
+      f'{part.row.centers[0]} is {part.centers} for {len(proxies)} proxies; '
+      'allowed is a divisor of their number'
     )
-  num_classes = len(proxies) // sub_centers
+  num_classes = len(proxies) // part.centers
   if not isinstance(labels, jax.core.Tracer) and labels.size:
     largest = int(labels.max())
     if largest >= num_classes:

@@ -12,9 +12,13 @@ How they are defined (and where PML's `AccuracyCalculator` differs):
   its own ranking by its index; its duplicates stay.
 - A lone query (no row of its class to find) has no value, is left out of the
   mean, and is counted in the protocol.
+- What is to be found is the query's class; with label sets, every row that has
+  a label in common with it; with grades, every row graded above 0. How relevant
+  it is does not enter these metrics.
 """
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +28,7 @@ import numpy as np
 
 from retrieval_jax.core import relations, tiles
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.metrics import definitions, ranking
+from retrieval_jax.metrics import definitions, ranking, sorting
 from retrieval_jax.metrics.ranks import RESOLUTION
 
 DEFAULT_METRICS = (
@@ -51,11 +55,12 @@ class RetrievalResult:
     metrics: name -> mean over the queries that have a positive.
     ranges: name -> (lowest, highest) mean that an order of the ties can give;
       equal to the metric where nothing ties.
-    protocol: similarity, num_queries, num_lone_queries, gallery_size,
-      self_excluded, num_zero_embeddings, tie_rate (mean share of a query's
-      (positive, negative) pairs that tie), tie_resolution (similarities that
-      round to the same multiple tie), definitions (name -> sentence) and
-      warnings (sentences, usually none). JSON types only.
+    protocol: similarity, relevance (unless it is the class), num_queries,
+      num_lone_queries, gallery_size, self_excluded, num_zero_embeddings,
+      tie_rate (mean share of a query's (positive, negative) pairs that tie),
+      tie_resolution (similarities that round to the same multiple tie),
+      definitions (name -> sentence) and warnings (sentences, usually none).
+      JSON types only.
     per_query: name -> [Q] float64, NaN for lone queries.
   """
 
@@ -72,17 +77,20 @@ def retrieval_metrics(
   gallery_labels=None,
   *,
   metrics: Sequence[str] = DEFAULT_METRICS,
+  grades=None,
   memory_budget_mb: float = 128,
 ) -> dict[str, float]:
   """Returns retrieval metrics; warns if the embeddings have collapsed.
 
   Args:
     query_embeddings: [Q, D] any float dtype, on the host or one device.
-    query_labels: [Q] int.
+    query_labels: [Q] int; or [Q, L] int label sets, padded with -1.
     gallery_embeddings: [N, D]; None: the queries, each excluded from its own
       ranking.
-    gallery_labels: [N] int, with the gallery.
+    gallery_labels: [N] int, or [N, M] likewise, with the gallery.
     metrics: names in `METRICS`, or `recall_at_<k>`.
+    grades: [C, C] float of int labels, the relevance of each class to each; see
+      `core.relations`. None: a class is relevant to itself alone.
     memory_budget_mb: MiB beyond the inputs and the results to stay within. If
       it also holds a float32 copy of the gallery twice, things go faster.
 
@@ -97,6 +105,10 @@ def retrieval_metrics(
     >>> retrieval_metrics(embeddings, np.array([0, 0, 1, 1]),
     ...                   metrics=('precision_at_1', 'mean_average_precision'))
     {'precision_at_1': 0.5, 'mean_average_precision': 0.75}
+    >>> label_sets = np.array([[0, 1], [0, 2], [1, 2], [1, -1]])
+    >>> retrieval_metrics(embeddings, label_sets,
+    ...                   metrics=('precision_at_1', 'r_precision'))
+    {'precision_at_1': 1.0, 'r_precision': 0.875}
 
   References:
     McSherry and Najork, ECIR 2008 (expectations over ties); Musgrave et al.,
@@ -108,6 +120,7 @@ def retrieval_metrics(
     gallery_embeddings,
     gallery_labels,
     metrics=metrics,
+    grades=grades,
     memory_budget_mb=memory_budget_mb,
   )
   for sentence in result.protocol['warnings']:
@@ -122,6 +135,7 @@ def evaluate_retrieval(
   gallery_labels=None,
   *,
   metrics: Sequence[str] = DEFAULT_METRICS,
+  grades=None,
   memory_budget_mb: float = 128,
 ) -> RetrievalResult:
   """Returns retrieval metrics with ranges, protocol and values per query.
@@ -156,12 +170,21 @@ def evaluate_retrieval(
       gallery_embeddings, 'gallery_embeddings', queries.shape[1]
     )
     known_labels = _check_labels(gallery_labels, 'gallery_labels', gallery)
+    if known_labels.ndim != labels.ndim:
+      raise InputError(
+        f'gallery_labels has shape {known_labels.shape} and query_labels '
+        f'{labels.shape}; allowed are ints (N,) in both, or label sets (N, L) '
+        'in both: give each row its set'
+      )
+  grades = relations.check_grades(grades, labels, 'query_labels')
+  relations.check_grades(grades, known_labels, 'gallery_labels')
   return _evaluate(
     queries,
     labels,
     gallery,
     known_labels,
     metrics={name: definitions.get_metric(name) for name in names},
+    grades=grades,
     self_excluded=self_excluded,
     budget=budget,
   )
@@ -200,7 +223,7 @@ def check_metrics(
 
 
 def _check_labels(labels, name, embeddings):
-  labels = relations.check_labels(labels, name)
+  labels = relations.check_labels(labels, name, label_sets=True)
   if len(labels) != len(embeddings):
     raise InputError(
       f'{name} has {len(labels)} rows but the embeddings have '
@@ -219,6 +242,7 @@ def _evaluate(
   metrics: dict[str, definitions.Metric],
   self_excluded: bool,
   budget: int,
+  grades: np.ndarray | None = None,
   counter: str | None = None,
   devices: Sequence[jax.Device] | None = None,
 ) -> RetrievalResult:
@@ -228,14 +252,19 @@ def _evaluate(
   up = dict.fromkeys(metrics, 0.0)
   num_ranked, tie_sum = 0, 0.0
   num_candidates = len(gallery) - self_excluded
-  for block in ranking.rank_positives(
+  is_one_class = labels.ndim == 1 and grades is None
+  rank = (
+    functools.partial(ranking.rank_positives, counter=counter)
+    if is_one_class
+    else functools.partial(sorting.rank_relevant, grades=grades)
+  )
+  for block in rank(
     queries,
     labels,
     gallery,
     gallery_labels,
     exclude_self=self_excluded,
     budget=budget,
-    counter=counter,
     devices=devices,
   ):
     for name, values in definitions.evaluate(block, metrics).items():
@@ -246,9 +275,10 @@ def _evaluate(
     tie_sum += float(definitions.tie_rates(block, num_candidates).sum())
   if not num_ranked:
     raise InputError(
-      f'query_labels: none of the {len(queries)} queries has another row of '
-      'its class in the gallery; allowed is at least one that does: check '
-      'that both come from the same label map'
+      f'query_labels: none of the {len(queries)} queries has another row '
+      f'{"of its class" if is_one_class else "that is relevant"} in the '
+      'gallery; allowed is at least one that does: check that both come from '
+      'the same label map'
     )
   _check_invariants(per_query)
   tie_rate = tie_sum / num_ranked
@@ -256,6 +286,11 @@ def _evaluate(
   if not self_excluded:
     num_zero += tiles.count_zero_rows(gallery)
   means = {name: _mean(values) for name, values in per_query.items()}
+  relation = {}
+  if not is_one_class:
+    relation['relevance'] = (
+      'at least one label in common' if grades is None else 'a grade above 0'
+    )
   return RetrievalResult(
     metrics=means,
     ranges={
@@ -267,6 +302,7 @@ def _evaluate(
     },
     protocol={
       'similarity': 'cosine',
+      **relation,
       'num_queries': len(queries),
       'num_lone_queries': len(queries) - num_ranked,
       'gallery_size': len(gallery),

@@ -1,4 +1,4 @@
-"""The embedder: a backbone, a projection, and the unit sphere."""
+"""The embedder: a backbone and a projection."""
 
 from typing import Any
 
@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from retrieval_jax.core import arrays
-
 
 class Embedder(nn.Module):
-  """Embeds images: e = normalize(W f(x) + b), with f the backbone.
+  """Embeds images: e = W f(x) + b, with f the backbone.
+
+  Embeddings keep their length, which some losses read (MagFace, AdaFace, the
+  regularizers); what compares them scales them to unit length.
 
   Attributes:
     backbone: module of (images, train) -> features [B, F].
@@ -31,15 +32,10 @@ class Embedder(nn.Module):
       train: whether the backbone trains (BatchNorm, dropout).
 
     Returns:
-      [B, D] float32 rows of unit length.
+      [B, D] float32.
     """
     features = self.backbone(images, train)
     x = nn.Dense(self.embedding_dim, dtype=self.dtype, name='projection')(
       features
-    ).astype(jnp.float32)
-    # Before it is divided out: a norm that runs away is an early sign of
-    # divergence. Costs nothing unless 'intermediates' is mutable.
-    if self.is_mutable_collection('intermediates'):
-      norms = jnp.sqrt(jnp.sum(jax.lax.stop_gradient(x) ** 2, axis=-1))
-      self.sow('intermediates', 'embedding_norm', norms)
-    return arrays.normalize(x)
+    )
+    return x.astype(jnp.float32)

@@ -20,6 +20,11 @@ class ProxyHead(nn.Module):
   cosines, only how fast an optimizer turns them; PML's standard deviation is 1,
   insightface's 0.01.
 
+  A class-sharded head (`head.sharded`) has these parameters too, and the same
+  ones at the start. In training each device holds the proxies of its classes
+  alone (`training.sharding`) and compares with these, or with a sample of them
+  (`core.class_shards`).
+
   Attributes:
     num_classes: C.
     embedding_dim: D.

@@ -95,7 +95,7 @@ def build_embedder(
 
   Returns:
     A module whose `apply(variables, images, train)` maps float32 images [B, H,
-    W, channels] to float32 embeddings [B, D] of unit length.
+    W, channels] to float32 embeddings [B, D] of any length.
 
   Raises:
     InputError: as `check_model`.

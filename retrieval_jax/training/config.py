@@ -14,9 +14,10 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
+import numpy as np
 
 from retrieval_jax import data, losses, metrics, models
 from retrieval_jax.core.errors import InputError, unknown_name
@@ -120,12 +121,16 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
     if text.lower() in ('nan', 'inf', '-inf'):
       value = float(text)
   known = flatten(config)
-  if key not in known:
-    raise unknown_name('--config key', key, known)
   *sections, name = key.split('.')
+  if key not in known and not _may_be_added(config, sections):
+    raise unknown_name('--config key', key, known)
   section = config
   for part in sections:
     section = section[part]
+  if key not in known:  # What it may be, the loss or the miner says.
+    with section.unlocked():
+      section[name] = value
+    return
   old = section[name]
   if isinstance(old, tuple) and not isinstance(value, tuple | list):
     value = (value,)
@@ -138,6 +143,18 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
       f'{key} is {text!r}; allowed is a value of type '
       f'{section.get_type(name).__name__}, such as {old!r}'
     ) from None
+
+
+def _may_be_added(
+  config: ml_collections.ConfigDict, sections: Sequence[str]
+) -> bool:
+  """Returns whether a section takes keys that its config does not have yet."""
+  node: Any = config
+  for part in sections:
+    if not isinstance(node, ml_collections.ConfigDict) or part not in node:
+      return False
+    node = node[part]
+  return bool(sections) and sections[0] in ('loss', 'miner')
 
 
 def flatten(config: Mapping, prefix: str = '') -> dict[str, Any]:
@@ -188,9 +205,61 @@ def augmentation(
   return data.augmentation.Augmentation.from_options(config.augment.to_dict())
 
 
-def miner_spec(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
-  """Returns the miner as `losses.pair_terms` takes it, or None."""
-  return dict(config.miner) if config.miner.name else None
+def loss_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns what `losses.parse` takes: the loss, and its miner if any."""
+  found = config.loss.to_dict()
+  if config.miner.name:
+    found['miner'] = config.miner.to_dict()
+  return found
+
+
+class Classes(NamedTuple):
+  """What a loss may know of the classes that are trained on.
+
+  Attributes:
+    number: C.
+    counts: [C] int, training images of each; None if nobody asks.
+    labels_per_row: L of label sets, 0 for one int an image.
+  """
+
+  number: int
+  counts: np.ndarray | None = None
+  labels_per_row: int = 0
+
+  @classmethod
+  def of(cls, dataset: data.Dataset) -> 'Classes':
+    """Returns the classes of a data set's training images."""
+    labels = dataset.train.labels
+    return cls(
+      number=dataset.num_classes,
+      counts=np.bincount(
+        labels[labels >= 0].reshape(-1), minlength=dataset.num_classes
+      ),
+      labels_per_row=labels.shape[1] if labels.ndim == 2 else 0,
+    )
+
+
+def objective(
+  config: ml_collections.ConfigDict,
+  classes: Classes,
+  axis_name: str | None = None,
+) -> losses.Objective:
+  """Returns the loss of a validated config."""
+  counts = classes.counts
+  return losses.Objective(
+    parts=losses.parse(loss_options(config)),
+    num_classes=classes.number,
+    embedding_dim=config.model.embedding_dim,
+    class_counts=None if counts is None else counts.astype(np.float32),
+    labels_per_row=classes.labels_per_row,
+    num_views=config.data.views_per_image,
+    memory_size=config.memory.size,
+    memory_warmup_steps=config.memory.warmup_steps,
+    axis_name=axis_name,
+    # One device has all classes.
+    shards_classes=config.head.sharded and axis_name is not None,
+    sample_rate=config.head.sample_rate,
+  )
 
 
 def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
@@ -220,28 +289,103 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     config.model.name,
     {'embedding_dim': config.model.embedding_dim, **model_options(config)},
   )
-  if config.loss.name not in losses.LOSSES:
-    raise unknown_name('loss.name', config.loss.name, losses.LOSSES)
-  losses.check_hyperparameters(config.loss.name, options(config.loss))
-  if config.miner.name:
-    losses.check_miner(
-      config.miner.name, options(config.miner), loss=config.loss.name
-    )
+  parts = losses.parse(loss_options(config))
+  _validate_parts(config, parts, num_devices)
   optim.check_names(config.optimizer.name, config.optimizer.schedule)
   metrics.check_metrics(config.eval.metrics)
-  _validate_batch(config, num_devices)
-  _validate_augmentation(config, num_devices)
+  _validate_batch(config, parts, num_devices)
+  _validate_augmentation(config, parts, num_devices)
 
 
-def _validate_augmentation(config: ml_collections.ConfigDict, num_devices: int):
+def _validate_parts(
+  config: ml_collections.ConfigDict,
+  parts: Sequence[losses.Part],
+  num_devices: int,
+):
+  """Checks what the losses need of the other sections."""
+  views = config.data.views_per_image
+  kinds = {part.row.kind for part in parts}
+  for part in parts:
+    if part.row.views > views:
+      raise InputError(
+        f'data.views_per_image is {views}; allowed are at least '
+        f'{part.row.views} for loss {part.name!r}, which compares views of an '
+        f'image: set --config.data.views_per_image={part.row.views}'
+      )
+    if part.positives == 'image' and views < 2:
+      raise InputError(
+        f'data.views_per_image is {views}; allowed are at least 2 where loss '
+        f"{part.name!r} has positives='image': set "
+        '--config.data.views_per_image=2'
+      )
+    if (
+      config.head.sharded
+      and part.row.kind == 'proxy'
+      and not part.row.shardable
+    ):
+      able = [name for name, row in losses.LOSSES.items() if row.shardable]
+      raise InputError(
+        f'head.sharded is True, which loss {part.name!r} does not take; '
+        f'losses that do: {", ".join(sorted(able))}'
+      )
+    if config.head.sharded and part.weight_regularizer is not None:
+      raise InputError(
+        f'head.sharded is True, and loss {part.name!r} has a '
+        f'weight_regularizer, {part.weight_regularizer.name!r}, which compares '
+        'all proxies; allowed is None: leave one of them out'
+      )
+  if config.head.sharded and 'proxy' not in kinds:
+    raise InputError(
+      'head.sharded is True; allowed is False without a loss against proxies: '
+      'set --config.head.sharded=False'
+    )
+  if config.head.sample_rate < 1 and not config.head.sharded:
+    raise InputError(
+      f'head.sample_rate is {config.head.sample_rate}; allowed is 1.0 unless '
+      'head.sharded is True: set --config.head.sharded=True'
+    )
+  if config.memory.size and kinds == {'proxy'}:
+    raise InputError(
+      f'memory.size is {config.memory.size}; allowed is 0 for losses against '
+      'proxies, which compare no images: set --config.memory.size=0'
+    )
+  _validate_gradient_cache(config, num_devices)
+
+
+def _validate_gradient_cache(
+  config: ml_collections.ConfigDict, num_devices: int
+):
+  chunk, batch = config.gradient_cache.chunk_size, config.data.batch_size
+  if chunk is None:
+    return
+  if batch % chunk or chunk % num_devices:
+    raise InputError(
+      f'gradient_cache.chunk_size is {chunk}; allowed is a divisor of '
+      f'data.batch_size {batch} and a multiple of the {num_devices} devices'
+    )
+  if config.model.get('normalization') == 'batch':
+    raise InputError(
+      f'gradient_cache.chunk_size is {chunk} with '
+      "model.normalization='batch', whose statistics of a chunk are not those "
+      'of the batch, so that the gradient would be another; allowed is None: '
+      'set --config.model.normalization=none'
+    )
+
+
+def _validate_augmentation(
+  config: ml_collections.ConfigDict,
+  parts: Sequence[losses.Part],
+  num_devices: int,
+):
   if not augmentation(config).mixes_labels:
     return
-  if losses.LOSSES[config.loss.name].kind != 'proxy':
-    raise InputError(
-      'augment.mixup and augment.cutmix give an image two labels, which the '
-      f'pair loss {config.loss.name!r} does not take; allowed are losses '
-      'against proxies, such as arcface: set both to 0'
-    )
+  for part in parts:
+    if part.row.kind != 'proxy':
+      raise InputError(
+        'augment.mixup and augment.cutmix give an image two labels, which the '
+        f'pair loss {part.name!r} does not take; allowed are losses '
+        'against proxies, such as arcface: set both to 0'
+      )
   if config.data.batch_size // num_devices % 2:
     raise InputError(
       f'data.batch_size is {config.data.batch_size} on {num_devices} devices; '
@@ -250,7 +394,11 @@ def _validate_augmentation(config: ml_collections.ConfigDict, num_devices: int):
     )
 
 
-def _validate_batch(config: ml_collections.ConfigDict, num_devices: int):
+def _validate_batch(
+  config: ml_collections.ConfigDict,
+  parts: Sequence[losses.Part],
+  num_devices: int,
+):
   for key in ('data.batch_size', 'eval.batch_size'):
     size = flatten(config)[key]
     if size % num_devices:
@@ -260,12 +408,16 @@ def _validate_batch(config: ml_collections.ConfigDict, num_devices: int):
       )
   # That P divides the batch, and that there are P classes, the sampler checks.
   batch, classes = config.data.batch_size, config.data.classes_per_batch
-  is_pair = losses.LOSSES[config.loss.name].kind != 'proxy'
-  if is_pair and batch == classes:
+  pairs = [
+    part.name
+    for part in parts
+    if part.row.kind != 'proxy' and part.positives == 'class'
+  ]
+  if pairs and batch == classes and config.data.views_per_image == 1:
     raise InputError(
       f'data.classes_per_batch is {classes} with data.batch_size {batch}, one '
       f'image a class; allowed are at least 2 for the pair loss '
-      f'{config.loss.name!r}: set --config.data.classes_per_batch='
+      f'{pairs[0]!r}: set --config.data.classes_per_batch='
       f'{max(1, batch // 4)}'
     )
 
@@ -274,6 +426,14 @@ def validate_dataset(
   config: ml_collections.ConfigDict, dataset: data.Dataset
 ) -> None:
   """Raises `InputError` where the config and the data do not fit."""
+  if dataset.train.labels.ndim == 2:
+    for part in losses.parse(loss_options(config)):
+      if part.row.kind == 'proxy':
+        raise InputError(
+          f'loss.name is {part.name!r}, against one proxy of the class of an '
+          f'image, but the images of {dataset.name} have several labels; '
+          'allowed are losses of pairs, such as multi_label_supcon'
+        )
   channels = dataset.image_shape[-1]
   for key in ('mean', 'std'):
     if len(config.data[key]) not in (1, channels):

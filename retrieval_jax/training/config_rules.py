@@ -100,6 +100,7 @@ RULES = {
   'data.sampler': _TEXT,
   'data.classes_per_batch': _NATURAL,
   'data.categories_per_batch': _NATURAL,
+  'data.views_per_image': _COUNT,
   'data.class_power': _SHARE,
   'data.mixing': _TEXT,
   'data.mean': _PIXELS,
@@ -109,7 +110,13 @@ RULES = {
   'model.init_from': _optional(_TEXT),
   'loss.name': _TEXT,
   'miner.name': _optional(_TEXT),
-  'head.sub_centers': _COUNT,
+  'head.sharded': _FLAG,
+  'head.sample_rate': Rule(
+    'a number in (0, 1]', lambda v: _is_real(v) and 0 < v <= 1
+  ),
+  'memory.size': _NATURAL,
+  'memory.warmup_steps': _NATURAL,
+  'gradient_cache.chunk_size': _optional(_COUNT),
   'optimizer.name': _TEXT,
   'optimizer.learning_rate': _POSITIVE,
   'optimizer.warmup_steps': _NATURAL,

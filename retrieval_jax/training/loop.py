@@ -18,6 +18,7 @@ from retrieval_jax.training import checkpoint as checkpoint_lib
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import (
   distributed,
+  doctor,
   optim,
   report,
   reporting,
@@ -55,9 +56,20 @@ class Experiment(NamedTuple):
     return state_lib.create_state(
       self.config.seed,
       self.task.networks,
+      self.task.objective,
       self.optimizer,
       self.dataset.image_shape,
     )
+
+  def replicate(self, state: state_lib.TrainState) -> state_lib.TrainState:
+    """Puts a state of the host on the devices."""
+    classes = state_lib.class_sharding(self.task.objective)
+    return state_lib.replicate(state, classes)
+
+  def unreplicate(self, state: state_lib.TrainState) -> state_lib.TrainState:
+    """Returns a state of the devices on the host."""
+    classes = state_lib.class_sharding(self.task.objective)
+    return state_lib.unreplicate(state, classes)
 
 
 def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
@@ -70,7 +82,8 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
   dataset = data.load_dataset(**config_lib.dataset_options(config))
   _log.info('%s', data.describe(dataset))
   config_lib.validate_dataset(config, dataset)
-  task = steps.make_task(config, dataset.num_classes, dataset.image_shape)
+  classes = config_lib.Classes.of(dataset)
+  task = steps.make_task(config, classes, dataset.image_shape)
   steps.check_views(task)
   num_steps = config_lib.num_train_steps(config, len(dataset.train))
   schedule = optim.make_schedule(config.optimizer, num_steps)
@@ -105,7 +118,11 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     evaluate=evaluation_lib.Evaluator(config, task),
     num_steps=num_steps,
     schedule=schedule,
-    optimizer=optim.make_optimizer(config.optimizer, schedule),
+    optimizer=optim.make_optimizer(
+      config.optimizer,
+      schedule,
+      shard_axis=state_lib.AXIS if config.head.sharded else None,
+    ),
   )
 
 
@@ -162,9 +179,41 @@ def train_and_evaluate(
         checkpoints,
         reporter,
         p_train_step,
-        state_lib.replicate(state),
+        experiment.replicate(state),
         first_step,
       )
+
+
+def _diagnosed(
+  experiment: Experiment,
+  workdir: str,
+  state: state_lib.TrainState,
+  error: reporting.DivergedError,
+) -> InputError:
+  """Returns what the doctor finds in a state that stopped at a bad step."""
+  config, train = experiment.config, experiment.dataset.train
+  classes = config_lib.Classes.of(experiment.dataset)
+  step = int(state.step)
+  diagnosis = doctor.diagnose(
+    state,
+    experiment.load_batch(step),
+    experiment.load_batch.rows(step),
+    train.describe,
+    task=steps.make_task(
+      config, classes, experiment.dataset.image_shape, axis_name=None
+    ),
+    loss_options=config_lib.loss_options(config),
+    learning_rate=error.learning_rate,
+  )
+  several = jax.process_count() > 1
+  path = doctor.save(
+    diagnosis,
+    workdir,
+    suffix=f'_process_{jax.process_index()}' if several else '',
+  )
+  for line in diagnosis.lines:
+    _log.info('%s', line)
+  return InputError(f'{error}; {diagnosis.sentence()}; the batch is in {path}')
 
 
 def evaluate(
@@ -193,7 +242,7 @@ def evaluate(
       )
     selection, state = _selected(experiment, checkpoints)
   found = _measure(
-    experiment, state_lib.replicate(state), experiment.dataset.tests
+    experiment, experiment.replicate(state), experiment.dataset.tests
   )
   if jax.process_index() == 0:
     # A model that is loaded embeds images as they were measured last.
@@ -277,7 +326,7 @@ def _train(
   eval_every = config.eval_every_steps or experiment.epoch_steps
   save_every = config.checkpoint_every_steps or experiment.epoch_steps
   validations, tests = experiment.dataset.validations, experiment.dataset.tests
-  window = reporting.Window(experiment.task.loss, config.data.batch_size)
+  window = reporting.Window(config.loss.name, config.data.batch_size)
   step = first_step
   with (
     distributed.catch_stop() as stop,
@@ -296,6 +345,12 @@ def _train(
       stop_now = may_stop and distributed.any_process(stop.received)
       eval_now = is_last or (step % eval_every == 0 and not stop_now)
       save_now = eval_now or stop_now or step % save_every == 0
+      if log_now or save_now:
+        try:
+          window.check()  # Nothing that diverged is measured or saved.
+        except reporting.DivergedError as error:
+          state = experiment.unreplicate(replicated_state)
+          raise _diagnosed(experiment, workdir, state, error) from error
       if log_now:
         scalars = window.report()
         scalars['unreadable_images'] = len(experiment.load_batch.unreadable)
@@ -305,7 +360,6 @@ def _train(
         )
       if not save_now:
         continue
-      window.check()  # Nothing that diverged is measured or saved.
       paused = time.perf_counter()
       score = None
       # The last step is tested below, if nothing is validated on.
@@ -314,13 +368,13 @@ def _train(
         reporter.evaluation(step, {k: e.result for k, e in found.items()})
         if validations:
           score = _score(found)
-      checkpoints.save(state_lib.unreplicate(replicated_state), score)
+      checkpoints.save(experiment.unreplicate(replicated_state), score)
       window.exclude(time.perf_counter() - paused)
       if stop_now and not is_last:
         _log.info('stopped at step %d; run again to go on from there', step)
         return {}
   selection, state = _selected(experiment, checkpoints)
-  found = _measure(experiment, state_lib.replicate(state), tests)
+  found = _measure(experiment, experiment.replicate(state), tests)
   if not validations and first_step < num_steps:
     reporter.evaluation(step, {k: e.result for k, e in found.items()})
   reporter.finish()

@@ -205,6 +205,19 @@ class Reporter:
         _log.warning('step %d, %s: %s', step, name, sentence)
 
 
+class DivergedError(InputError):
+  """A loss or a gradient is not finite.
+
+  Attributes:
+    learning_rate: of that step.
+  """
+
+  def __init__(self, message: str, learning_rate: float):
+    """Says what is known without looking into the step."""
+    super().__init__(message)
+    self.learning_rate = learning_rate
+
+
 class Window:
   """The scalars of the steps since the last report, and their time."""
 
@@ -242,7 +255,7 @@ class Window:
       jax.block_until_ready(self._pending[-3][1])
 
   def check(self) -> None:
-    """Waits for the steps so far; raises `InputError` if one diverged."""
+    """Waits for the steps so far; raises `DivergedError` if one did."""
     fetched = state_lib.unreplicate([scalars for _, scalars in self._pending])
     for (step, _), scalars in zip(self._pending, fetched, strict=True):
       values = {name: float(value) for name, value in scalars.items()}
@@ -275,7 +288,7 @@ class Window:
 
 
 def _check_finite(step: int, values: Mapping[str, float], loss: str) -> None:
-  """Raises `InputError` if the loss or its gradient is NaN or infinite."""
+  """Raises `DivergedError` if the loss or its gradient is not finite."""
   wrong = [
     name
     for name, value in values.items()
@@ -290,9 +303,9 @@ def _check_finite(step: int, values: Mapping[str, float], loss: str) -> None:
     for name in wrong
   )
   rate = values['learning_rate']
-  raise InputError(
+  raise DivergedError(
     f'the loss is not finite at step {step} ({terms}; embedding_norm '
     f'{values["embedding_norm"]:.3g}): training stops and the checkpoints '
-    'before it stay; the likely cause is optimizer.learning_rate, '
-    f'{rate:.3g} at this step: lower it, or set optimizer.clip_norm=1.0'
+    'before it stay',
+    learning_rate=rate,
   )

@@ -13,10 +13,11 @@ import ml_collections
 import numpy as np
 import optax
 from flax import linen as nn
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from retrieval_jax import losses, models
 from retrieval_jax.training import config as config_lib
+from retrieval_jax.training import sharding
+from retrieval_jax.training.sharding import ClassSharding
 
 # The pmapped axis: all devices of all processes.
 AXIS = 'batch'
@@ -27,15 +28,28 @@ class TrainState(flax.struct.PyTreeNode):
 
   Attributes:
     step: int32 scalar, the number of steps done.
-    params: {'embedder': ..., 'head': ...}; `head` only with a proxy loss.
+    diverged: bool scalar, whether the next step was tried and is not finite;
+      then the state stays as it is.
+    params: {'embedder': ..., 'head': ..., 'loss': ...}; `head` only with a
+      proxy loss, `loss` only with one that learns more than that.
     batch_stats: the running statistics of BatchNorm, or {}.
+    loss_state: what the losses keep between steps, or {}.
     opt_state: of the optimizer.
   """
 
   step: jax.Array
+  diverged: jax.Array
   params: Any
   batch_stats: Any
+  loss_state: Any
   opt_state: Any
+
+
+def class_sharding(objective: losses.Objective) -> ClassSharding | None:
+  """Returns how the proxies are shared out, None if no device lacks any."""
+  if not objective.shards_classes:
+    return None
+  return ClassSharding(AXIS, objective.num_classes, objective.centers)
 
 
 class Networks(NamedTuple):
@@ -47,7 +61,7 @@ class Networks(NamedTuple):
 
 def build_networks(
   config: ml_collections.ConfigDict,
-  num_classes: int,
+  objective: losses.Objective,
   axis_name: str | None = AXIS,
 ) -> Networks:
   """Returns the modules that the config names."""
@@ -58,11 +72,11 @@ def build_networks(
     **config_lib.model_options(config),
   )
   head = None
-  if losses.LOSSES[config.loss.name].kind == 'proxy':
+  if objective.centers:
     head = models.ProxyHead(
-      num_classes=num_classes,
+      num_classes=objective.num_classes,
       embedding_dim=config.model.embedding_dim,
-      sub_centers=config.head.sub_centers,
+      sub_centers=objective.centers,
     )
   return Networks(embedder, head)
 
@@ -70,6 +84,7 @@ def build_networks(
 def create_state(
   seed: int,
   networks: Networks,
+  objective: losses.Objective,
   optimizer: optax.GradientTransformation,
   image_shape: tuple[int, int, int],
 ) -> TrainState:
@@ -85,57 +100,70 @@ def create_state(
       # Another stream than the embedder's first layer.
       head = networks.head.init(jax.random.fold_in(key, 1), embeddings)
       params['head'] = head['params']
+    learnt = objective.init_params(jax.random.fold_in(key, 2))
+    if jax.tree.leaves(learnt):
+      params['loss'] = learnt
     return TrainState(
       step=jnp.zeros((), jnp.int32),
+      diverged=jnp.zeros((), bool),
       params=params,
       batch_stats=variables.get('batch_stats', {}),
+      loss_state=objective.init_state(),
       opt_state=optimizer.init(params),
     )
 
   return jax.device_get(jax.jit(init)())
 
 
-def replicate(tree: Any) -> Any:
+def replicate(tree: Any, classes: ClassSharding | None = None) -> Any:
   """Copies a host tree to every local device, with a leading device axis.
 
-  The sharding is the one that `jax.pmap` itself gives its outputs. After
-  `flax.jax_utils.replicate` it is another, and the step is traced twice.
+  Args:
+    tree: of arrays.
+    classes: how the proxies are shared out; None: each device has them all.
   """
-  devices = jax.local_devices()
-  sharding = _sharding(devices)
+  num_devices = jax.local_device_count()
+  by_device = sharding.device_axis(AXIS)
 
-  def put(leaf):
+  def put(path, leaf):
+    if classes is not None and sharding.is_class_sharded(path):
+      return sharding.split(leaf, classes)
     leaf = np.asarray(leaf)
     return jax.device_put(
-      np.broadcast_to(leaf, (len(devices), *leaf.shape)), sharding
+      np.broadcast_to(leaf, (num_devices, *leaf.shape)), by_device
     )
 
-  return jax.tree.map(put, tree)
+  return jax.tree.map_with_path(put, tree)
 
 
-def unreplicate(tree: Any) -> Any:
-  """Returns the host tree, numpy leaves without the device axis."""
+def unreplicate(tree: Any, classes: ClassSharding | None = None) -> Any:
+  """Returns the host tree, numpy leaves without the device axis.
+
+  Args:
+    tree: of arrays on the devices.
+    classes: as `replicate` was given; all processes have to call this then.
+  """
+
+  def local(path, leaf):
+    if classes is not None and sharding.is_class_sharded(path):
+      return sharding.merge(leaf, classes)[None]
+    return leaf.addressable_data(0)
+
   # Indexed on the host: a slice on the device is a program for each leaf.
-  tree = jax.device_get(
-    jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
-  )
+  tree = jax.device_get(jax.tree.map_with_path(local, tree))
   return jax.tree.map(lambda leaf: np.asarray(leaf[0]), tree)
 
 
 def shard(batch: Any) -> Any:
   """Puts [b, ...] rows of this process on its devices as [devices, B, ...]."""
-  devices = jax.local_devices()
-  sharding = _sharding(devices)
+  num_devices = jax.local_device_count()
+  by_device = sharding.device_axis(AXIS)
 
   def put(rows):
-    shape = (len(devices), len(rows) // len(devices), *rows.shape[1:])
-    return jax.device_put(rows.reshape(shape), sharding)
+    shape = (num_devices, len(rows) // num_devices, *rows.shape[1:])
+    return jax.device_put(rows.reshape(shape), by_device)
 
   return jax.tree.map(put, batch)
-
-
-def _sharding(devices) -> NamedSharding:
-  return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
 
 
 def merge_params(params: Any, source: Any) -> tuple[Any, list[str], list[str]]:

@@ -20,7 +20,9 @@ from retrieval_jax.core.errors import InputError
 from retrieval_jax.data import augmentation as augmentation_lib
 from retrieval_jax.data import transforms
 from retrieval_jax.training import config as config_lib
+from retrieval_jax.training import sharding
 from retrieval_jax.training import state as state_lib
+from retrieval_jax.training.config import Classes
 from retrieval_jax.training.state import Networks, TrainState
 
 Scalars = dict[str, jax.Array]
@@ -43,47 +45,48 @@ class Task(NamedTuple):
 
   Attributes:
     networks: the modules.
-    loss: the name of the loss, its hyperparameters, and its miner if any.
-    loss_options: see `loss`.
-    miner: see `loss`.
+    objective: the loss.
     mean: of the pixels in [0, 1], one number or one a channel.
     std: likewise.
     seed: of what is random in a step.
     image_shape: (H, W, C) that the network sees.
     augmentation: what is done to the images of a training step.
     views: how an image is seen when it is embedded.
+    chunk_size: rows that a device embeds at a time in a training step; None:
+      all of them at once.
   """
 
   networks: Networks
-  loss: str
-  loss_options: Mapping[str, Any]
-  miner: Mapping[str, Any] | None
+  objective: losses.Objective
   mean: tuple[float, ...]
   std: tuple[float, ...]
   seed: int
   image_shape: tuple[int, int, int]
   augmentation: augmentation_lib.Augmentation
   views: Views
+  chunk_size: int | None = None
 
 
 def make_task(
   config: ml_collections.ConfigDict,
-  num_classes: int,
+  classes: Classes,
   image_shape: tuple[int, int, int],
   axis_name: str | None = state_lib.AXIS,
 ) -> Task:
   """Returns the task of a validated config, for such classes and images."""
+  chunk_size = config.gradient_cache.chunk_size
+  devices = 1 if axis_name is None else jax.device_count()
+  objective = config_lib.objective(config, classes, axis_name)
   return Task(
-    networks=state_lib.build_networks(config, num_classes, axis_name),
-    loss=config.loss.name,
-    loss_options=config_lib.options(config.loss),
-    miner=config_lib.miner_spec(config),
+    networks=state_lib.build_networks(config, objective, axis_name),
+    objective=objective,
     mean=tuple(config.data.mean),
     std=tuple(config.data.std),
     seed=config.seed,
     image_shape=tuple(image_shape),
     augmentation=config_lib.augmentation(config),
     views=Views(bool(config.eval.flip), tuple(config.eval.scales)),
+    chunk_size=None if chunk_size is None else chunk_size // devices,
   )
 
 
@@ -100,9 +103,9 @@ def train_step(
 
   Args:
     state: of this device, equal on all.
-    batch: {'images': uint8 [B, H, W, C], 'labels': int32 [B]}, this device's
-      rows of the global batch; where crops are drawn, the images are canvases
-      and 'aspect_ratios' [B] float32 goes with them.
+    batch: {'images': uint8 [B, H, W, C], 'labels': int32 [B] or [B, L]}, this
+      device's rows of the global batch; where crops are drawn, the images are
+      canvases and 'aspect_ratios' [B] float32 goes with them.
     task: what is trained.
     optimizer: turns gradients into updates.
     schedule: step -> learning rate, to be reported.
@@ -112,50 +115,113 @@ def train_step(
     (the next state, float32 scalars of the global batch): the loss, each of its
     terms if there are several, the norms of the gradient and of the embeddings
     before normalisation, the learning rate, and with proxies the accuracies.
+    A step whose loss or gradient is not finite changes nothing but `diverged`.
   """
-  augment_key, key = jax.random.split(
-    jax.random.fold_in(jax.random.key(task.seed), state.step)
-  )
+  key = jax.random.fold_in(jax.random.key(task.seed), state.step)
+  augment_key, dropout_key, loss_key = jax.random.split(key, 3)
   images, targets = augmented(batch, augment_key, task, axis_name)
   images = transforms.normalize(images.astype(jnp.float32), task.mean, task.std)
   if axis_name is not None:
-    key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+    dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(axis_name))
 
   def loss_fn(params):
-    embeddings, updates = task.networks.embedder.apply(
-      {'params': params['embedder'], 'batch_stats': state.batch_stats},
-      images,
-      train=True,
-      mutable=['batch_stats', 'intermediates'],
-      rngs={'dropout': key},
+    embeddings, batch_stats = embed_for_training(
+      params['embedder'], state.batch_stats, images, dropout_key, task
     )
-    terms, scalars = _loss_terms(params, embeddings, targets, task, axis_name)
-    loss, parts = losses.reduce_terms(terms, axis_name)
-    if len(parts) > 1:
-      scalars |= {f'loss_{name}': value for name, value in parts.items()}
-    (norms,) = updates['intermediates']['embedding_norm']
-    scalars['embedding_norm'] = jnp.mean(norms)
-    return loss, (updates.get('batch_stats', {}), scalars)
+    outcome = task.objective(
+      params.get('loss', {}),
+      state.loss_state,
+      losses.Batch(embeddings, *targets, step=state.step),
+      proxies=params.get('head', {}).get('proxies'),
+      key=loss_key,
+    )
+    norms = arrays.norms(jax.lax.stop_gradient(embeddings))
+    scalars = outcome.scalars | {
+      'embedding_norm': collectives.pmean(jnp.mean(norms), axis_name)
+    }
+    return outcome.loss, (batch_stats, outcome.state, scalars)
 
-  (loss, (batch_stats, scalars)), gradients = jax.value_and_grad(
+  (loss, (batch_stats, loss_state, scalars)), gradients = jax.value_and_grad(
     loss_fn, has_aux=True
   )(state.params)
-  gradients = collectives.pmean(gradients, axis_name)
+  shard_axis = axis_name if task.objective.shards_classes else None
+  gradients = sharding.mean_gradients(gradients, axis_name, shard_axis)
   updates, opt_state = optimizer.update(
     gradients, state.opt_state, state.params
   )
-  scalars = collectives.pmean(scalars, axis_name) | {
+  scalars |= {
     'loss': loss,
-    'gradient_norm': optax.tree.norm(gradients),
+    'gradient_norm': sharding.global_norm(gradients, shard_axis),
     'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
   }
-  state = TrainState(
+  next_state = TrainState(
     step=state.step + 1,
+    diverged=state.diverged,
     params=optax.apply_updates(state.params, updates),
     batch_stats=batch_stats,
+    loss_state=loss_state,
     opt_state=opt_state,
   )
-  return state, scalars
+  # From the first step on that is not finite, the state stays as it was before
+  # it, for `doctor.diagnose` to look at.
+  finite = jnp.isfinite(loss) & jnp.isfinite(scalars['gradient_norm'])
+  healthy = finite & ~state.diverged
+  state = jax.tree.map(
+    lambda new, old: jnp.where(healthy, new, old), next_state, state
+  )
+  return state.replace(diverged=~healthy), scalars
+
+
+def embed_for_training(
+  params: Any,
+  batch_stats: Any,
+  images: jax.Array,
+  dropout_key: jax.Array,
+  task: Task,
+) -> tuple[jax.Array, Any]:
+  """Embeds the images of a step, all at once or in chunks.
+
+  In chunks, only the images and the embeddings stay in memory: the activations
+  of a chunk are computed again when the gradient at the embeddings is known,
+  one chunk at a time. The gradient is that of the whole batch, exactly.
+
+  Args:
+    params: of the embedder.
+    batch_stats: running statistics of BatchNorm, or {}.
+    images: [B, H, W, C] float32.
+    dropout_key: of the step and this device.
+    task: what is trained; `task.chunk_size` has to divide B.
+
+  Returns:
+    (embeddings [B, D] as the network gives them, the next statistics).
+
+  References:
+    Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory
+    Limited Setup, RepL4NLP 2021 (GradCache).
+  """
+
+  def embed(rows, key):
+    return task.networks.embedder.apply(
+      {'params': params, 'batch_stats': batch_stats},
+      rows,
+      train=True,
+      mutable=['batch_stats'],
+      rngs={'dropout': key},
+    )
+
+  if task.chunk_size is None or task.chunk_size >= len(images):
+    embeddings, updates = embed(images, dropout_key)
+    return embeddings, updates.get('batch_stats', {})
+  chunks = images.reshape(-1, task.chunk_size, *images.shape[1:])
+
+  @jax.checkpoint
+  def embed_chunk(chunk):
+    rows, index = chunk
+    return embed(rows, jax.random.fold_in(dropout_key, index))[0]
+
+  embeddings = jax.lax.map(embed_chunk, (chunks, jnp.arange(len(chunks))))
+  # No statistics of a batch: `config.validate` sees to that.
+  return embeddings.reshape(-1, embeddings.shape[-1]), batch_stats
 
 
 class Targets(NamedTuple):
@@ -188,16 +254,28 @@ def augmented(
 
   Returns:
     (images [B, H, W, C], targets). Row i of the global batch is changed by
-    `fold_in(key, i)`, so that any number of devices sees the same pixels.
+    `fold_in(key, i)`, so that any number of devices sees the same pixels. With
+    several views of each image, [V B, ...], all first views come first.
   """
   options = task.augmentation
-  labels = batch['labels']
-  if options.is_off:
-    return batch['images'], Targets(labels)
+  num_views = task.objective.num_views
+  images, labels = batch['images'], batch['labels']
+  aspect_ratios = batch.get('aspect_ratios')
   row_ids = collectives.row_ids(len(labels), axis_name)
+  if num_views > 1:
+    num_images = len(labels) * collectives.axis_size(axis_name)
+    # The same numbers as of the objective, for the same rows.
+    views = num_images * jnp.arange(num_views, dtype=jnp.int32)
+    row_ids = (views[:, None] + row_ids[None, :]).reshape(-1)
+    images, labels, aspect_ratios = (
+      None if x is None else jnp.concatenate([x] * num_views)
+      for x in (images, labels, aspect_ratios)
+    )
+  if options.is_off:
+    return images, Targets(labels)
   images = augmentation_lib.augment(
-    batch['images'],
-    batch.get('aspect_ratios'),
+    images,
+    aspect_ratios,
     key,
     row_ids,
     task.image_shape,
@@ -210,70 +288,6 @@ def augmented(
     images, labels, key, row_ids, options
   )
   return images, Targets(labels, second_labels, weights)
-
-
-def _loss_terms(params, embeddings, targets, task, axis_name):
-  """Returns the terms of the rows of this device, and scalars about them."""
-  labels = targets.labels
-  if task.networks.head is not None:
-    cosines = task.networks.head.apply({'params': params['head']}, embeddings)
-    return _proxy_terms(cosines, targets, task), {
-      'top_1_accuracy': top_k_accuracy(cosines, labels, 1),
-      'top_5_accuracy': top_k_accuracy(cosines, labels, 5),
-    }
-  candidates, candidate_labels = collectives.all_gather_rows(
-    (embeddings, labels), axis_name
-  )
-  terms = losses.pair_terms(
-    task.loss,
-    embeddings,
-    labels,
-    candidates=candidates,
-    candidate_labels=candidate_labels,
-    ids=collectives.row_ids(len(labels), axis_name),
-    candidate_ids=jnp.arange(len(candidate_labels), dtype=jnp.int32),
-    miner=task.miner,
-    **task.loss_options,
-  )
-  return terms, {}
-
-
-def _proxy_terms(cosines, targets, task):
-  """Returns the terms of a proxy loss, of mixed images against both labels."""
-  terms = functools.partial(
-    losses.proxy_terms, task.loss, cosines, **task.loss_options
-  )
-  if targets.second_labels is None:
-    return terms(targets.labels)
-  first = terms(targets.labels, weights=targets.weights)
-  second = terms(targets.second_labels, weights=1 - targets.weights)
-  return jax.tree.map(jnp.add, first, second)
-
-
-def top_k_accuracy(cosines: jax.Array, labels: jax.Array, k: int) -> jax.Array:
-  """Returns the share of rows whose class is among the k nearest proxies.
-
-  Classes as near as the right one count against it: a collapsed model scores
-  0, not 1.
-
-  Args:
-    cosines: [B, C] free of margins.
-    labels: [B] int.
-    k: at least 1.
-
-  Returns:
-    float32 scalar in [0, 1].
-
-  Example:
-    >>> cosines = jnp.array([[0.9, 0.1], [0.5, 0.5]])
-    >>> top_k_accuracy(cosines, jnp.array([0, 0]), 1).item()
-    0.5
-  """
-  target = jnp.take_along_axis(cosines, labels[:, None], axis=1)
-  # The class itself is no nearer than itself. Written with "not <", so that a
-  # NaN counts against the row.
-  above = jnp.sum(~(cosines < target), axis=1) - 1
-  return jnp.mean((above < k).astype(jnp.float32))
 
 
 def embed_step(
@@ -299,7 +313,7 @@ def embed_step(
   """
   x = transforms.to_model_input(images, task.mean, task.std)
   embeddings = sum(
-    task.networks.embedder.apply(variables, view, train=False)
+    arrays.normalize(task.networks.embedder.apply(variables, view, train=False))
     for view in _views(x, task.views)
   )
   if task.views != Views():

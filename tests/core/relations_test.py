@@ -1,5 +1,6 @@
 """Who belongs to whom, and labels that are refused."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -52,3 +53,130 @@ def test_large_labels_stay_apart():
 def test_unknown_name_without_a_near_one():
   message = str(unknown_name('loss.name', 'zzz', ['b', 'a']))
   assert message == "loss.name is 'zzz', known: a, b"
+
+
+# -- label sets and grades ----------------------------------------------------
+
+
+def _label_sets(rng, number, width=3, num_labels=6):
+  """Sets of none to `width` labels, padding anywhere."""
+  sets = np.full((number, width), -1, np.int32)
+  for row in sets:
+    size = rng.integers(0, width + 1)
+    row[rng.permutation(width)[:size]] = rng.permutation(num_labels)[:size]
+  return sets
+
+
+def test_jaccard_and_masks_of_label_sets_against_a_loop():
+  rng = np.random.default_rng(1)
+  labels, others = _label_sets(rng, 9), _label_sets(rng, 7, width=4)
+  ids, other_ids = np.arange(9), np.arange(7) + 2
+  found = jax.jit(relations.relevance)(labels, others)
+  masks = jax.jit(relations.pair_masks)(labels, others, ids, other_ids)
+  assert found.dtype == jnp.float32
+  padding = 0
+  for i in range(9):
+    for j in range(7):
+      a, b = set(labels[i]) - {-1}, set(others[j]) - {-1}
+      expected = len(a & b) / len(a | b) if a | b else 0
+      assert found[i, j] == np.float32(expected)
+      pair = bool(a) and bool(b) and ids[i] != other_ids[j]
+      padding += not (a and b)
+      assert masks[0][i, j] == (pair and bool(a & b))
+      assert masks[1][i, j] == (pair and not a & b)
+  assert padding  # Or nothing was said of it.
+  assert found.max() == 1 or (found > 0.5).any()
+
+
+def test_sets_of_one_label_are_classes():
+  rng = np.random.default_rng(0)
+  labels, ids = jnp.asarray(rng.integers(-1, 3, 12)), jnp.arange(12)
+  alone = relations.pair_masks(labels, labels, ids, ids)
+  wide = jnp.stack([jnp.full(12, -1), labels], axis=1)
+  for found, expected in zip(
+    relations.pair_masks(wide, wide, ids, ids), alone, strict=True
+  ):
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_grades_against_a_loop():
+  rng = np.random.default_rng(2)
+  labels, others = rng.integers(-1, 4, 9), rng.integers(-1, 4, 7)
+  grades = rng.uniform(size=(4, 4)) * (rng.uniform(size=(4, 4)) < 0.6)
+  found = jax.jit(relations.relevance)(labels, others, grades)
+  positives, negatives = relations.pair_masks(
+    jnp.asarray(labels), jnp.asarray(others), grades=grades
+  )
+  for i in range(9):
+    for j in range(7):
+      pair = labels[i] >= 0 and others[j] >= 0
+      expected = grades[labels[i], others[j]] if pair else 0
+      assert found[i, j] == np.float32(expected)
+      assert positives[i, j] == (pair and expected > 0)
+      assert negatives[i, j] == (pair and expected == 0)
+
+
+def test_grades_of_the_identity_are_classes():
+  labels = jnp.array([0, 2, 1, 2])
+  np.testing.assert_array_equal(
+    relations.relevance(labels, labels, jnp.eye(3)),
+    relations.relevance(labels, labels),
+  )
+
+
+def test_no_cube_of_label_sets_is_kept():
+  wide = jax.ShapeDtypeStruct((512, 16), jnp.int32)
+  compiled = jax.jit(relations.relevance).lower(wide, wide).compile()
+  matrix = 512 * 512 * 4
+  assert compiled.memory_analysis().temp_size_in_bytes <= 6 * matrix
+
+
+def test_one_category_of_negative_number_is_none():
+  grades = relations.category_grades(np.array([-1, -1, 0, 0]), 0.25)
+  np.testing.assert_array_equal(
+    grades,
+    [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0.25], [0, 0, 0.25, 1]],
+  )
+
+
+@pytest.mark.parametrize('kind', ['ints', 'sets', 'grades'])
+def test_the_host_and_the_devices_agree(kind):
+  rng = np.random.default_rng(4)
+  if kind == 'sets':
+    labels, others = _label_sets(rng, 8), _label_sets(rng, 5)
+  else:
+    labels, others = rng.integers(0, 4, 8), rng.integers(0, 4, 5)
+  grades = np.eye(4)[::-1].copy() if kind == 'grades' else None
+  nearest = rng.integers(0, 5, (8, 3))
+  expected = relations.relevance(
+    jnp.asarray(labels), jnp.asarray(others), grades
+  )
+  np.testing.assert_array_equal(
+    relations.are_related(labels, others[nearest], grades),
+    np.take_along_axis(np.asarray(expected) > 0, nearest, axis=1),
+  )
+
+
+def test_label_sets_are_packed():
+  sets = np.array([[-1, 7, 7, 5], [2, -1, 2, -3], [-1, -1, -1, -1]])
+  assert relations.pack_label_sets(sets).tolist() == [[7, 5], [2, -1], [-1, -1]]
+  assert relations.check_labels(sets, label_sets=True).shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+  'call, words',
+  [
+    (lambda y, s: relations.relevance(y, s), r'shape \(2,\).*\(2, 2\)'),
+    (lambda y, s: relations.pair_masks(s, s, grades=np.eye(9)), 'leave grades'),
+    (lambda y, s: relations.check_labels(s, 'y'), r'shape \(2, 2\)'),
+    (
+      lambda y, s: relations.check_labels(s[:, :1], 'y', label_sets=True),
+      r'shape \(2, 1\).*\(N, L\)',
+    ),
+    (lambda y, s: relations.category_grades(y, 1.5), 'same_category is 1.5'),
+  ],
+)
+def test_kinds_that_do_not_go_together_are_refused(call, words):
+  with pytest.raises(InputError, match=words) as caught:
+    call(np.array([0, 1]), np.array([[0, 1], [1, -1]]))
+  assert '\n' not in str(caught.value)

@@ -225,15 +225,6 @@ class DatasetTest(parameterized.TestCase):
     with self.assertRaisesRegex(InputError, 'some queries of the test set'):
       _form(collection)
 
-  def test_label_sets_are_refused_with_the_cure(self):
-    collection = _collection(
-      [0, 0, 1, 1],
-      split=np.array([0, 0, 2, 2], np.int8),
-      label_sets=np.array([[0, 1], [0, -1], [1, -1], [1, 0]], np.int32),
-    )
-    with self.assertRaisesRegex(InputError, 'data.label_separator'):
-      _form(collection)
-
 
 class PreprocessingTest(parameterized.TestCase):
   @parameterized.parameters(

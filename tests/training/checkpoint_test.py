@@ -18,8 +18,10 @@ from retrieval_jax.training import state as state_lib
 def state(make_config):
   config = make_config('arcface')
   optimizer = optim.make_optimizer(config.optimizer, lambda step: 0.1)
-  task = steps.make_task(config, 10, (8, 8, 1), None)
-  return state_lib.create_state(0, task.networks, optimizer, (8, 8, 1))
+  task = steps.make_task(config, config_lib.Classes(10), (8, 8, 1), None)
+  return state_lib.create_state(
+    0, task.networks, task.objective, optimizer, (8, 8, 1)
+  )
 
 
 def _at(state, step):

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from retrieval_jax import losses
-from retrieval_jax.training import optim, steps
+from retrieval_jax.core import arrays, class_shards
+from retrieval_jax.training import config as config_lib
+from retrieval_jax.training import optim, sharding, steps
 from retrieval_jax.training import state as state_lib
 
+TEN = config_lib.Classes(10)
 _LOSSES = ('circle', 'triplet', 'arcface', 'cosface')
 
 
@@ -24,9 +27,16 @@ def _batch(dataset, size=16):
 
 def _setup(config, dataset, axis_name):
   schedule = optim.make_schedule(config.optimizer, 10)
-  optimizer = optim.make_optimizer(config.optimizer, schedule)
-  task = steps.make_task(config, dataset.num_classes, (8, 8, 1), axis_name)
-  state = state_lib.create_state(0, task.networks, optimizer, (8, 8, 1))
+  sharded = config.head.sharded and axis_name is not None
+  optimizer = optim.make_optimizer(
+    config.optimizer, schedule, axis_name if sharded else None
+  )
+  task = steps.make_task(
+    config, config_lib.Classes.of(dataset), (8, 8, 1), axis_name
+  )
+  state = state_lib.create_state(
+    0, task.networks, task.objective, optimizer, (8, 8, 1)
+  )
   step = functools.partial(
     steps.train_step,
     task=task,
@@ -43,11 +53,21 @@ def _one_and_four(config, dataset, num_steps=1):
   one, step = _setup(config, dataset, None)
   step = jax.jit(step)
   four, p_step = _setup(config, dataset, state_lib.AXIS)
-  four = state_lib.replicate(four)
+  objective = config_lib.objective(
+    config, config_lib.Classes.of(dataset), state_lib.AXIS
+  )
+  classes = state_lib.class_sharding(objective)
+  four = state_lib.replicate(four, classes)
   p_step = jax.pmap(p_step, axis_name=state_lib.AXIS)
   for _ in range(num_steps):
     one, scalars = step(one, batch)
     four, p_scalars = p_step(four, state_lib.shard(batch))
+  for path, leaf in jax.tree.leaves_with_path(four):
+    if classes is None or not sharding.is_class_sharded(path):
+      leaf = np.asarray(leaf)
+      for device in range(1, 4):
+        np.testing.assert_array_equal(leaf[device], leaf[0])
+  four = state_lib.unreplicate(four, classes)
   return (one, scalars), (four, p_scalars)
 
 
@@ -55,6 +75,11 @@ def _one_and_four(config, dataset, num_steps=1):
   'name, override',
   [(name, {}) for name in _LOSSES]
   + [('circle', {'model__normalization': 'batch'})]
+  # Ten classes on four devices: three on each, and two that are none.
+  + [('arcface', {'head__sharded': True, 'loss__sub_centers': 2})]
+  + [('cosface', {'head__sharded': True, 'augment__mixup': 0.4})]
+  + [('circle', {'gradient_cache__chunk_size': 4})]
+  + [('circle', {'memory__size': 24})]
   + [('triplet', {'miner__name': 'triplet_margin'})],
 )
 def test_four_devices_equal_one(make_config, tiny_dataset, name, override):
@@ -71,11 +96,8 @@ def test_four_devices_equal_one(make_config, tiny_dataset, name, override):
   for leaf, p_leaf in zip(
     jax.tree.leaves(one), jax.tree.leaves(four), strict=True
   ):
-    p_leaf = np.asarray(p_leaf)
-    for device in range(1, 4):
-      np.testing.assert_array_equal(p_leaf[device], p_leaf[0])
     scale = max(1e-3, np.abs(leaf).max())
-    np.testing.assert_allclose(p_leaf[0], leaf, atol=1e-5 * scale)
+    np.testing.assert_allclose(p_leaf, leaf, atol=1e-5 * scale)
   for name, value in scalars.items():
     np.testing.assert_allclose(
       p_scalars[name][0], value, rtol=1e-4, atol=1e-6, err_msg=name
@@ -104,7 +126,7 @@ def test_four_devices_see_the_pixels_of_one(
   key = jax.random.key(3)
 
   def augmented(batch, axis_name):
-    task = steps.make_task(config, 10, (8, 8, 1), axis_name)
+    task = steps.make_task(config, TEN, (8, 8, 1), axis_name)
     images, targets = steps.augmented(batch, key, task, axis_name)
     return images, [x for x in targets if x is not None]
 
@@ -118,32 +140,82 @@ def test_four_devices_see_the_pixels_of_one(
   assert np.abs(one[0] - batch['images'].astype(np.float32)).max() > 1
 
 
-def test_mixed_labels_are_two_losses_by_weight(make_config, tiny_dataset):
+def test_mixed_labels_are_two_losses_by_weight(make_config):
   config = make_config('cosface', augment__mixup=1.0)
-  task = steps.make_task(config, 10, (8, 8, 1), None)
-  cosines = jnp.linspace(-1, 1, 30).reshape(3, 10)
-  first, second = jnp.array([0, 1, 2]), jnp.array([3, 1, 4])
-  weights = jnp.array([0.25, 0.5, 1.0])
-  terms = steps._proxy_terms(
-    cosines, steps.Targets(first, second, weights), task
+  task = steps.make_task(config, TEN, (8, 8, 1), None)
+  rng = np.random.default_rng(0)
+  embeddings, proxies = rng.normal(size=(3, 4)), rng.normal(size=(10, 4))
+  first, second = np.array([0, 1, 2]), np.array([3, 1, 4])
+  weights = np.array([0.25, 0.5, 1.0])
+
+  def loss(labels, second=None, weights=None):
+    batch = losses.Batch(*map(jnp.asarray, (embeddings, labels)))
+    if second is not None:
+      batch = batch._replace(
+        second_labels=jnp.asarray(second), first_weights=jnp.asarray(weights)
+      )
+    return task.objective({}, {}, batch, proxies=jnp.asarray(proxies)).loss
+
+  def alone(labels, row):
+    labels = np.where(np.arange(3) == row, labels, -1)
+    return float(loss(labels))
+
+  expected = np.mean(
+    [
+      w * alone(first, i) + (1 - w) * alone(second, i)
+      for i, w in enumerate(weights)
+    ]
   )
-  values, counts = terms['loss']
-
-  def alone(labels):
-    return losses.proxy_terms('cosface', cosines, labels)['loss'][0]
-
-  np.testing.assert_allclose(
-    values, weights * alone(first) + (1 - weights) * alone(second), rtol=1e-5
-  )
-  np.testing.assert_allclose(counts, 1.0, rtol=1e-6)
+  np.testing.assert_allclose(loss(first, second, weights), expected, rtol=1e-5)
 
 
-def test_replicas_stay_bitwise_equal(make_config, tiny_dataset):
-  _, (four, _) = _one_and_four(make_config('arcface'), tiny_dataset, 5)
-  for leaf in jax.tree.leaves(four):
-    leaf = np.asarray(leaf)
-    for device in range(1, 4):
-      np.testing.assert_array_equal(leaf[device], leaf[0])
+@pytest.mark.parametrize('sharded', [False, True])
+def test_replicas_stay_bitwise_equal(make_config, tiny_dataset, sharded):
+  config = make_config('arcface', head__sharded=sharded, optimizer__clip_norm=1)
+  _one_and_four(config, tiny_dataset, 5)  # It looks at each leaf.
+
+
+@pytest.mark.parametrize('name', ['circle', 'triplet', 'arcface'])
+def test_the_gradient_cache_is_the_direct_gradient(
+  make_config, tiny_dataset, name
+):
+  options = {
+    'optimizer__name': 'sgd',
+    'optimizer__learning_rate': 1000.0,
+    'optimizer__warmup_steps': 0,
+  }
+  after = []
+  for chunk_size in (None, 4):
+    config = make_config(name, gradient_cache__chunk_size=chunk_size, **options)
+    state, step = _setup(config, tiny_dataset, None)
+    after.append(jax.jit(step)(state, _batch(tiny_dataset))[0].params)
+  for direct, cached in zip(*map(jax.tree.leaves, after), strict=True):
+    scale = np.abs(direct).max()
+    np.testing.assert_allclose(cached, direct, atol=1e-5 * scale)
+
+
+def test_the_gradient_cache_needs_the_memory_of_a_chunk(
+  make_config, tiny_dataset
+):
+  """Activations of 4,096 images in chunks of 256 fit where 256 images do."""
+
+  def peak(batch_size, chunk_size):
+    config = make_config(
+      data__batch_size=batch_size, gradient_cache__chunk_size=chunk_size
+    )
+    state, step = _setup(config, tiny_dataset, None)
+    batch = {
+      'images': jax.ShapeDtypeStruct((batch_size, 8, 8, 1), np.uint8),
+      'labels': jax.ShapeDtypeStruct((batch_size,), np.int32),
+    }
+    compiled = jax.jit(step).lower(state, batch).compile()
+    return compiled.memory_analysis().temp_size_in_bytes / 2**20
+
+  whole, cached = peak(4096, None), peak(4096, 256)
+  # What is left is the loss of 4,096 rows, in its own chunks.
+  loss = 5 * 16
+  assert cached < peak(256, None) + loss
+  assert whole > 2 * cached
 
 
 def test_traces_and_compiles_once(make_config, tiny_dataset, caplog):
@@ -198,12 +270,12 @@ def test_embeddings_come_back_in_order(make_config, tiny_dataset):
   one = steps.embed_step(
     variables,
     images,
-    task=steps.make_task(config, 10, (8, 8, 1), None),
+    task=steps.make_task(config, TEN, (8, 8, 1), None),
     axis_name=None,
   )
   p_embed = jax.pmap(
     functools.partial(
-      steps.embed_step, task=steps.make_task(config, 10, (8, 8, 1))
+      steps.embed_step, task=steps.make_task(config, TEN, (8, 8, 1))
     ),
     axis_name=state_lib.AXIS,
   )
@@ -215,8 +287,12 @@ def test_embeddings_come_back_in_order(make_config, tiny_dataset):
 def test_accuracy_counts_ties_and_nan_against():
   cosines = jnp.array([[0.5, 0.5, 0.1], [0.1, 0.9, 0.2], [jnp.nan] * 3])
   labels = jnp.array([0, 1, 2])
-  np.testing.assert_allclose(steps.top_k_accuracy(cosines, labels, 1), 1 / 3)
-  np.testing.assert_allclose(steps.top_k_accuracy(cosines, labels, 2), 2 / 3)
+  np.testing.assert_allclose(
+    class_shards.top_k_accuracy(cosines, labels, 1), 1 / 3
+  )
+  np.testing.assert_allclose(
+    class_shards.top_k_accuracy(cosines, labels, 2), 2 / 3
+  )
 
 
 def test_margin_does_not_enter_the_accuracy(make_config, tiny_dataset):
@@ -226,16 +302,14 @@ def test_margin_does_not_enter_the_accuracy(make_config, tiny_dataset):
   step, batch = jax.jit(step), _batch(tiny_dataset)
   for _ in range(4):
     state, _ = step(state, batch)
-  task = steps.make_task(config, 10, (8, 8, 1), None)
+  task = steps.make_task(config, TEN, (8, 8, 1), None)
   embeddings = steps.embed_step(
     {'params': state.params['embedder'], 'batch_stats': {}},
     batch['images'],
     task=task,
     axis_name=None,
   )
-  cosines = task.networks.head.apply(
-    {'params': state.params['head']}, embeddings
-  )
+  cosines = arrays.proxy_cosines(embeddings, state.params['head']['proxies'])
   nearest = np.argmax(cosines, axis=1) == batch['labels']
   own = np.eye(10, dtype=bool)[batch['labels']]
   with_margin = np.argmax(np.where(own, cosines - 0.35, cosines), axis=1)

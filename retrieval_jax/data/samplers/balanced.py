@@ -46,7 +46,13 @@ class ClassImages:
     batch_size: int,
     classes_per_batch: int,
   ) -> 'ClassImages':
-    """Groups the rows of [N] labels; K is batch_size / classes_per_batch.
+    """Groups the rows by label; K is batch_size / classes_per_batch.
+
+    Args:
+      labels: [N] int, or [N, L] label sets: a row is in each of its classes.
+      permutations: of the images of class c is stream c + 1.
+      batch_size: P K.
+      classes_per_batch: P.
 
     Raises:
       InputError: if K is not an integer.
@@ -109,13 +115,50 @@ class BalancedSampler:
 
   def __call__(self, step: int) -> np.ndarray:
     """Returns [P K] int64, the rows of a step."""
+    return self.draw(step)[1]
+
+  def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ([P] classes, [P K] int64 rows) of a step."""
     num_classes = self.images.num_classes
     cycle, place = divmod(int(step), num_classes // self.classes_per_batch)
     order = self.images.permutations(0, cycle, num_classes)
     start = place * self.classes_per_batch
-    return self.images.visit(
-      order[start : start + self.classes_per_batch], cycle
-    )
+    classes = order[start : start + self.classes_per_batch]
+    return classes, self.images.visit(classes, cycle)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DistinctImages:
+  """P x K of label sets, with each image once in a batch where that can be.
+
+  An image with two labels may be drawn for both. In the place of the second
+  comes the next image of that class that the batch does not have; if it has
+  them all, the image stays twice.
+
+  Attributes:
+    sampler: of P x K rows, in which a row may be of several classes.
+    num_images: N.
+  """
+
+  sampler: BalancedSampler
+  num_images: int
+
+  def __call__(self, step: int) -> np.ndarray:
+    """Returns [P K] int64, the rows of a step."""
+    images = self.sampler.images
+    classes, rows = self.sampler.draw(step)
+    is_drawn = np.zeros(self.num_images, bool)
+    is_drawn[rows] = True
+    _, first = np.unique(rows, return_index=True)
+    for place in np.setdiff1d(np.arange(len(rows)), first).tolist():
+      c = int(classes[place // images.images_per_class])
+      own = images.order[images.starts[c] : images.starts[c + 1]]
+      start = int(np.searchsorted(own, rows[place]))
+      free = np.flatnonzero(~is_drawn[np.roll(own, -start)])
+      if len(free):
+        rows[place] = own[(start + free[0]) % len(own)]
+        is_drawn[rows[place]] = True
+    return rows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -61,7 +61,7 @@ def coverage(
 
   Args:
     sampler: step -> rows.
-    labels: [N] int, of the training set, N at least 1.
+    labels: [N] int or [N, L] label sets, of the training set, N at least 1.
     num_steps: to look at, those of an epoch, say; at least 1.
     images_per_class: K of batches of P classes x K images; else 1.
     max_steps: looks at no more than these, so that the count takes a second or

@@ -9,6 +9,8 @@ import threading
 
 import numpy as np
 
+from retrieval_jax.core import relations
+
 # Below this an order is drawn faster than a kept one is worth: a cache of all
 # would hold a Python object for each of 200,000 classes.
 _LEAST_KEPT = 64
@@ -120,22 +122,24 @@ def group_rows(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Groups rows by their label, without an object for each class.
 
   Args:
-    labels: [N] int.
+    labels: [N] int, or [N, L] label sets; a row is in the group of each of its
+      labels.
 
   Returns:
     (order, starts): the rows of the c-th label that occurs, in their order, are
-    order[starts[c] : starts[c + 1]]; [N] int32 (int64 from 2 ** 31 rows on) and
-    [C + 1] int64.
+    order[starts[c] : starts[c + 1]]; [M] int32 (int64 from 2 ** 31 rows on) and
+    [C + 1] int64. Of ints, M is N.
 
   Example:
     >>> order, starts = group_rows(np.array([7, 5, 7]))
     >>> order.tolist(), starts.tolist()
     ([1, 0, 2], [0, 1, 3])
   """
+  dtype = np.int32 if len(labels) < 2**31 else np.int64
+  rows, labels = relations.incidences(labels)
   order = np.argsort(labels, kind='stable')
   grouped = labels[order]
   is_first = np.ones(len(labels), bool)
   is_first[1:] = grouped[1:] != grouped[:-1]
   starts = np.append(np.flatnonzero(is_first), len(labels))
-  dtype = np.int32 if len(labels) < 2**31 else np.int64
-  return order.astype(dtype), starts
+  return rows[order].astype(dtype), starts

@@ -20,6 +20,7 @@ from retrieval_jax.data.samplers.balanced import (
   CategoryBalancedSampler,
   CategoryClasses,
   ClassImages,
+  DistinctImages,
   HierarchicalSampler,
 )
 from retrieval_jax.data.samplers.mixtures import (
@@ -68,7 +69,8 @@ def make_sampler(
   """Returns the sampler of a config.
 
   Args:
-    labels: [N] int, of the training set.
+    labels: [N] int, of the training set; or [N, L] label sets: an image is then
+      one of each of its classes.
     seed: in [0, 2 ** 64).
     batch_size: B, examples in a batch, over all devices and processes.
     name: how they are drawn.
@@ -112,7 +114,9 @@ def make_sampler(
     >>> (mixture(5) < 3).tolist()
     [True, False, True, False]
   """
-  labels = relations.check_labels(labels, 'labels of the training set')
+  labels = relations.check_labels(
+    labels, 'labels of the training set', label_sets=True
+  )
   _check_count('seed', seed, 0)
   _check_count('data.batch_size', batch_size, 1)
   _check_count('data.classes_per_batch', classes_per_batch, 0)
@@ -124,12 +128,18 @@ def make_sampler(
   if mixing not in MIXINGS:
     raise errors.unknown_name('data.mixing', mixing, MIXINGS)
   if name in _BY_CATEGORY:
+    if labels.ndim == 2:
+      raise InputError(
+        f'data.sampler is {name!r}, but the images have several labels each '
+        '(data.label_separator), which may be of several categories; allowed '
+        "are 'uniform', 'balanced' and 'class_weighted': set one of them"
+      )
     categories = _check_categories(categories, name, len(labels))
   _check_settings(
     name, classes_per_batch, categories_per_batch, class_power, class_weights
   )
   if class_weights is not None:
-    class_weights = _check_weights(class_weights, len(np.unique(labels)))
+    class_weights = _check_weights(class_weights, _num_classes(labels))
   request = Request(
     labels=labels,
     permutations=Permutations(seed),
@@ -160,7 +170,10 @@ def _balanced(request: Request) -> BalancedSampler:
       f'data.classes_per_batch is {request.classes_per_batch}; allowed is at '
       f'most {images.num_classes}, the number of classes of the training set'
     )
-  return BalancedSampler(images, request.classes_per_batch)
+  sampler = BalancedSampler(images, request.classes_per_batch)
+  if request.labels.ndim == 1:
+    return sampler
+  return DistinctImages(sampler, len(request.labels))
 
 
 def _by_category(make: type) -> Callable[[Request], Sampler]:
@@ -252,7 +265,8 @@ def _mixture(
     rows = slice(*parts[member : member + 2].tolist())
     labels, weights = request.labels[rows], request.class_weights
     if weights is not None:
-      weights = weights[np.isin(np.unique(request.labels), labels)]
+      known = np.unique(relations.incidences(request.labels)[1])
+      weights = weights[np.isin(known, labels)]
     own = dataclasses.replace(
       request,
       labels=labels,
@@ -331,6 +345,10 @@ def _check_categories(categories, name, num_rows) -> np.ndarray:
       'as labels'
     )
   return categories
+
+
+def _num_classes(labels: np.ndarray) -> int:
+  return len(np.unique(relations.incidences(labels)[1]))
 
 
 def _check_weights(weights, num_classes: int) -> np.ndarray:
