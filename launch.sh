@@ -179,9 +179,9 @@ case "${1:-}" in
     cd "$repo"
     exec "$venv/bin/python" -m pytest "${@:2}"
     ;;
-  check_data)
+  check_data | selftest)
     ensure run
-    exec "$venv/bin/python" -m retrieval_jax.check_data "${@:2}"
+    exec "$venv/bin/python" -m "retrieval_jax.$1" "${@:2}"
     ;;
   tensorboard)
     if [[ " $*" != *' --logdir'* ]]; then

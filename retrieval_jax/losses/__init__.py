@@ -1,8 +1,11 @@
-"""Margin losses: pure functions of a matrix and masks, or of cosines.
+"""Losses for embeddings: pure functions, and what a config says of them.
 
-A loss is a row of `LOSSES`. Its function returns terms, `{name: (values,
-counts)}` per anchor, which `reduce_terms` divides over rows and devices; at a
-prompt, `compute` does everything in one call.
+A loss is a row of `LOSSES`: its function sees a matrix of pairs and masks
+('pair'), the embeddings of a whole batch ('batch'), or cosines with proxies
+('proxy'), and returns terms, `{name: (values, counts)}`, which `reduce_terms`
+divides over rows and devices. `Objective` puts together what a config says:
+miners, distances, reducers, regularizers, memory, sums of losses. At a prompt,
+`compute` does everything in one call.
 
 Where the losses differ from pytorch-metric-learning (PML) 2.9, and why:
 
@@ -10,10 +13,14 @@ Where the losses differ from pytorch-metric-learning (PML) 2.9, and why:
     infinite at a cosine of 1, and returns NaN for the embeddings and the
     proxies. The angle has no gradient there; here the sine's part is zero and
     the rest, the softmax over the other classes, is kept.
+  * SmoothAP takes classes in any order and of any size; PML 2.9 needs them
+    sorted and of one size, and returns another number without a warning where
+    they are interleaved.
   * Nothing valid (no positives, no negatives, all padding) gives 0 with a zero
     gradient, and NaN embeddings give NaN, never a loss of 0.
   * `reducer='mean'` of a pair loss divides by the valid terms; PML's
-    MeanReducer also divides by the rows that have no positive or no negative.
+    MeanReducer also divides by the rows that have no positive or no negative,
+    where its default reducer is another.
   * Weights of rows: the loss is divided by their sum, so that a weight of 0
     equals leaving the row out; PML divides by the number of rows.
   * Triplets are counted, never listed: O(B G) memory where PML builds a cube.

@@ -68,11 +68,15 @@ CASES: dict[str, Case] = {
   'histogram': Case(),
   'instance': Case({'scale': 4.0}, {'scale': 1000.0}),
   'intra_pair_variance': Case(),
-  'large_margin_softmax': Case({'scale': 4.0}, {'scale': 1000.0}),
+  'large_margin_softmax': Case(
+    {'scale': 4.0}, {'scale': 1000.0}, reads_lengths=True
+  ),
   'lifted_structure': Case(),
   'magface': Case({'scale': 4.0}, {'scale': 1000.0}),
   'manifold': Case(
-    {'K': 3, 'lambdaC': 0.5, 'alpha': 0.7, 'margin': 0.1}, {'alpha': 0.999}
+    {'K': 3, 'lambdaC': 0.5, 'alpha': 0.7, 'margin': 0.1},
+    {'alpha': 0.999},
+    has_single_rows=True,
   ),
   'margin': Case({'reducer': 'mean'}),
   'multi_label_supcon': Case({'temperature': 0.5}, {'temperature': 0.001}),
@@ -100,7 +104,7 @@ CASES: dict[str, Case] = {
   'soft_triple': Case(
     {'centers_per_class': 3, 'la': 4.0, 'gamma': 0.5}, {'la': 1000.0}
   ),
-  'sphereface': Case({'scale': 4.0}, {'scale': 1000.0}),
+  'sphereface': Case({'scale': 4.0}, {'scale': 1000.0}, reads_lengths=True),
   'subcenter_arcface': Case({'scale': 4.0}, {'scale': 1000.0}),
   'supcon': Case({'temperature': 0.5}, {'temperature': 0.001}),
   'threshold_consistent_margin': Case(),
@@ -108,7 +112,7 @@ CASES: dict[str, Case] = {
   'triplet_margin': Case({'margin': 0.3, 'reducer': 'mean'}),
   'tuplet_margin': Case({'scale': 4.0}, {'scale': 1000.0}),
   'uniface': Case({'scale': 4.0}, {'scale': 1000.0}),
-  'vicreg': Case({'eps': 0.2}),
+  'vicreg': Case({'eps': 0.2}, reads_lengths=True, has_single_rows=True),
 }
 EACH = tuple((name, name) for name in CASES)
 

@@ -52,7 +52,6 @@ class MistakesTest(parameterized.TestCase):
       'loss.embedding_regularizer is .*known',
     ),
     ('circle', {'weight_regularizer': 'regular_face'}, 'which has no proxies'),
-    ('triplet_margin', {'margin': 2.5}, 'loss.margin is 2.5; .* at most 2'),
     ('arcface', {'margin': 0.5}, "loss.margin is .*did you mean 'margin_deg'"),
     ('arcface', {'margin_deg': 120}, 'loss.margin_deg is 120; .*degrees'),
     ('cosface', {'margin': 35}, 'loss.margin is 35'),

@@ -64,7 +64,7 @@ class EmbedderTest(parameterized.TestCase):
     case=CASES,
     dtype_and_shape=[('float32', (3, 8, 8, 1)), ('bfloat16', (2, 13, 13, 3))],
   )
-  def test_embeddings_are_float32_and_of_unit_length(
+  def test_embeddings_are_float32_and_keep_their_length(
     self, case, dtype_and_shape
   ):
     (name, options, _), (dtype, shape) = case, dtype_and_shape
@@ -76,9 +76,8 @@ class EmbedderTest(parameterized.TestCase):
     embeddings = embed(embedder, variables, images)
     self.assertEqual(embeddings.dtype, jnp.float32)
     self.assertEqual(embeddings.shape, (shape[0], 7))
-    np.testing.assert_allclose(
-      np.linalg.norm(embeddings, axis=-1), 1.0, rtol=1e-6
-    )
+    lengths = np.linalg.norm(embeddings, axis=-1)
+    self.assertTrue((np.abs(lengths - 1) > 1e-3).all(), lengths)
 
   @parameterized.parameters(CASES)
   def test_gradients_reach_every_parameter(self, name, options, _):

@@ -82,13 +82,23 @@ def batch_easy_hard_miner(
   far_positive, near_negative = pos_strategy != 'easy', neg_strategy != 'easy'
   if pos_strategy == 'semihard':
     negatives = _extreme(d, negatives, not near_negative)
-    bound = jnp.min(jnp.where(negatives, d, jnp.inf), axis=1, keepdims=True)
+    bound = jnp.min(
+      jnp.where(negatives, d, jnp.inf),
+      axis=1,
+      keepdims=True,
+      initial=jnp.inf,
+    )
     positives = _extreme(d, positives & (d < bound), far_positive)
   else:
     if pos_strategy != 'all':
       positives = _extreme(d, positives, far_positive)
     if neg_strategy == 'semihard':
-      bound = jnp.max(jnp.where(positives, d, -jnp.inf), axis=1, keepdims=True)
+      bound = jnp.max(
+        jnp.where(positives, d, -jnp.inf),
+        axis=1,
+        keepdims=True,
+        initial=-jnp.inf,
+      )
       negatives &= d > bound
     if neg_strategy != 'all':
       negatives = _extreme(d, negatives, not near_negative)
