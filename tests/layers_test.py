@@ -40,7 +40,12 @@ FLOORS = {
 # clu and TensorFlow Datasets, and is never ours to call.
 OWNERS = {
   'clu.metric_writers': {'training.reporting'},
-  'jax.pmap': {'training.evaluation', 'training.loop'},
+  'jax.pmap': {
+    'training.evaluation',
+    'training.loop',
+    'training.selftest',
+    'training.sharding',
+  },
   'orbax': {'training.checkpoint'},
   'tensorflow': set(),
 }
