@@ -35,8 +35,7 @@ def ours_pair(loss, batch, miner=None, **hyper):
   from retrieval_jax import losses
 
   def loss_fn(embeddings, labels):
-    terms = losses.pair_terms(loss, embeddings, labels, miner=miner, **hyper)
-    return losses.reduce_terms(terms)[0]
+    return losses.compute(loss, embeddings, labels, miner=miner, **hyper)
 
   embeddings, labels = jax.device_put(make_batch(batch, NUM_CLASSES))
   step = jax.jit(jax.value_and_grad(loss_fn)).lower(embeddings, labels)
@@ -48,12 +47,9 @@ def ours_proxy(loss, num_classes, batch=128, dim=512):
   import jax
 
   from retrieval_jax import losses
-  from retrieval_jax.core import arrays
 
   def loss_fn(embeddings, proxies, labels):
-    cosines = arrays.proxy_cosines(embeddings, proxies)
-    terms = losses.proxy_terms(loss, cosines, labels)
-    return losses.reduce_terms(terms)[0]
+    return losses.compute(loss, embeddings, labels, proxies=proxies)
 
   embeddings, labels = make_batch(batch, num_classes, dim)
   inputs = jax.device_put((embeddings, make_proxies(num_classes, dim), labels))

@@ -48,7 +48,7 @@ def norms(x: jax.Array) -> jax.Array:
   """Returns ||x_i|| of x [B, D], [B] float32; at zero the gradient is zero."""
   x = x.astype(jnp.float32)
   largest = lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
-  nonzero = largest > 0
+  nonzero = ~(largest <= 0)  # A NaN stays a NaN.
   scale = jnp.where(nonzero, largest, 1.0)
   square = jnp.sum((x / scale) ** 2, axis=-1, keepdims=True)
   root = jnp.sqrt(jnp.where(nonzero, square, 1.0))

@@ -343,7 +343,7 @@ class RandomTest(parameterized.TestCase):
 
 class ComputeTest(parameterized.TestCase):
   @parameterized.parameters(*mining.MINERS)
-  def test_a_pair_and_a_triplet_loss_take_every_miner(self, name):
+  def test_pair_and_triplet_losses_take_every_miner_and_see_a_nan(self, name):
     random = np.random.RandomState(0)
     x, y = random.randn(12, 4).astype(np.float32), np.arange(12) % 3
 
@@ -355,11 +355,15 @@ class ComputeTest(parameterized.TestCase):
         ]
       )
 
-    values, gradients = jax.jit(
+    step = jax.jit(
       lambda x: (loss_fn(x), jax.jacrev(loss_fn)(x)), compiler_options=FAST
-    )(jnp.asarray(x))
+    )
+    values, gradients = step(jnp.asarray(x))
     self.assertTrue(np.all(np.isfinite(values)))
     self.assertTrue(np.all(np.isfinite(gradients)))
+    lost = x.copy()
+    lost[4] = np.nan
+    self.assertTrue(np.all(np.isnan(step(jnp.asarray(lost))[0])))
 
 
 if __name__ == '__main__':

@@ -61,7 +61,6 @@ def test_every_config_validates(config):
     ('optimizer.name', 'adamv', "did you mean 'adamw'"),
     ('optimizer.schedule', 'cosin', "did you mean 'cosine'"),
     ('eval.metrics', "('precision_at_one',)", "did you mean 'precision_at_1'"),
-    ('miner.name', 'triplet_margin', 'does not take'),
     ('data.classes_per_batch', '32', 'one image a class'),
   ],
 )

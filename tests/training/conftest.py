@@ -57,6 +57,7 @@ def make_config():
       'log_every_steps': 2,
       'optimizer.warmup_steps': 1,
       'eval.batch_size': 16,
+      'gradient_cache.chunk_size': config.gradient_cache.chunk_size and 4,
     } | {key.replace('__', '.'): value for key, value in overrides.items()}
     for key, value in values.items():
       config_lib.override(config, key, str(value))

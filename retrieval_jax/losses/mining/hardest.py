@@ -74,6 +74,7 @@ def batch_easy_hard_miner(
       f"{neg_strategy!r}; allowed beside 'semihard' is 'easy' or 'hard', which "
       'says where the other of the two is'
     )
+  # Bounds are written with "not", so that the loss sees a NaN.
   d = nearness_order(matrix, inverted)
   if pos_strategy != 'all':
     positives &= _within(matrix, allowed_pos_range)
@@ -88,7 +89,7 @@ def batch_easy_hard_miner(
       keepdims=True,
       initial=jnp.inf,
     )
-    positives = _extreme(d, positives & (d < bound), far_positive)
+    positives = _extreme(d, positives & ~(d >= bound), far_positive)
   else:
     if pos_strategy != 'all':
       positives = _extreme(d, positives, far_positive)
@@ -99,7 +100,7 @@ def batch_easy_hard_miner(
         keepdims=True,
         initial=-jnp.inf,
       )
-      negatives &= d > bound
+      negatives &= ~(d <= bound)
     if neg_strategy != 'all':
       negatives = _extreme(d, negatives, not near_negative)
   if 'all' in strategies:
@@ -250,7 +251,7 @@ def hdc_miner(
 def _within(matrix, limits):
   if limits is None:
     return jnp.ones(matrix.shape, bool)
-  return (matrix >= limits[0]) & (matrix <= limits[1])
+  return ~((matrix < limits[0]) | (matrix > limits[1]))
 
 
 def _extreme(d, mask, farthest):

@@ -54,9 +54,10 @@ def multi_similarity_miner(
   farthest = jnp.max(
     jnp.where(positives, d, -jnp.inf), axis=1, keepdims=True, initial=-jnp.inf
   )
+  # Written with "not", so that the loss sees a NaN.
   return (
-    positives & (d + epsilon > nearest),
-    negatives & (d - epsilon < farthest),
+    positives & ~(d + epsilon <= nearest),
+    negatives & ~(d - epsilon >= farthest),
   )
 
 
@@ -101,9 +102,10 @@ def pair_margin_miner(
   """
   d = nearness_order(matrix, inverted)
   sign = -1.0 if inverted else 1.0
+  # Written with "not", so that the loss sees a NaN.
   return (
-    positives & (d > sign * pos_margin),
-    negatives & (d < sign * neg_margin),
+    positives & ~(d <= sign * pos_margin),
+    negatives & ~(d >= sign * neg_margin),
   )
 
 

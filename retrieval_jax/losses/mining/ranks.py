@@ -23,7 +23,8 @@ def largest(values: jax.Array, mask: jax.Array, count: jax.Array) -> jax.Array:
     count: [B] int32, how many to mark; all, if there are fewer.
 
   Returns:
-    [B, N] bool. Of equal values the first ones are marked.
+    [B, N] bool. Of equal values the first ones are marked; a NaN is the
+    largest, so that the loss sees it.
 
   Example:
     >>> x = jnp.array([[3.0, 5.0, 5.0, 9.0]])
@@ -37,6 +38,7 @@ def largest(values: jax.Array, mask: jax.Array, count: jax.Array) -> jax.Array:
   )
   sign = jnp.uint32(1 << 31)
   order = jnp.where(bits >= sign, ~bits, bits | sign)
+  order = jnp.where(jnp.isnan(values), ~jnp.uint32(0), order)
   count = count[:, None]
 
   def add_bit(i, least):

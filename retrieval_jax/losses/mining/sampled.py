@@ -73,9 +73,10 @@ def distance_weighted_miner(
   log_weights = (2.0 - dim) * jnp.log(near)
   log_weights -= 0.5 * (dim - 3) * jnp.log(1.0 - 0.25 * near * near)
   log_weights = jnp.where(inside, log_weights, -jnp.inf)
-  found = jnp.any(inside, axis=1)
+  # The loss is to see a NaN.
+  found = jnp.any(inside | (negatives & jnp.isnan(d)), axis=1)
   top = jnp.max(log_weights, axis=1, keepdims=True, initial=-jnp.inf)
-  top = jnp.where(found[:, None], top, 0.0)
+  top = jnp.where(jnp.isfinite(top), top, 0.0)
   reached = jnp.cumsum(jnp.exp(log_weights - top), axis=1)
   draws = jax.vmap(lambda k: jax.random.uniform(k, (num_columns,)))(row_keys)
   chosen = _draw(draws, reached)
@@ -188,4 +189,5 @@ def _of_bins(matrix, mask, bits, num_bins, per_bin):
   ends = jnp.minimum(starts[:-1] + per_bin, starts[1:])
   # The last key that is taken; of an empty bin it belongs to another, lower.
   largest = ranked[jnp.maximum(ends - 1, 0)]
-  return mask & (keys <= largest[jnp.minimum(bins, num_bins - 1)])
+  drawn = keys <= largest[jnp.minimum(bins, num_bins - 1)]
+  return mask & (drawn | jnp.isnan(matrix))

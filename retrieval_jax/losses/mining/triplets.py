@@ -72,7 +72,7 @@ class Selected:
 
   Attributes:
     select: (columns [B, c], arrays) -> [B, c, G] bool; it closes over no array.
-    arrays: what it looks at.
+    arrays: what it looks at, the matrix [B, G] first.
   """
 
   select: Callable[[jax.Array, Any], jax.Array]
@@ -137,7 +137,12 @@ def triplets_to_masks(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns (positives, negatives), the pairs that are in a used triplet."""
   of_positives, of_negatives = pair_counts(triplets, positives, negatives)
-  return of_positives > 0, of_negatives > 0
+  found = of_positives > 0, of_negatives > 0
+  if isinstance(triplets, Listed):
+    return found
+  # A NaN is in no interval, but the loss is to see it.
+  lost = jnp.isnan(triplets.arrays[0])
+  return found[0] | (positives & lost), found[1] | (negatives & lost)
 
 
 def _inside(columns, arrays):

@@ -132,11 +132,13 @@ def _logsumexp_with(axis_name, scale, columns, labels, own, present):
 def _logsumexp_with_jvp(axis_name, primals, tangents):
   scale, columns, labels, own, present = primals
   value = _logsumexp_with(axis_name, *primals)
-  softmax = jnp.exp(scale * columns - value[:, None])
+  # At most 1; contracted to one instruction, rounding could overflow it.
+  softmax = jnp.exp(jnp.minimum(scale * columns - value[:, None], 0.0))
   softmax = jnp.where(_left_out(columns, labels, present), 0.0, softmax)
   tangent = jnp.sum(scale * softmax * tangents[1], axis=1)
   tangent = collectives.psum(tangent, axis_name)
-  return value, tangent + jnp.exp(own - value) * tangents[3]
+  own_share = jnp.exp(jnp.minimum(own - value, 0.0))
+  return value, tangent + own_share * tangents[3]
 
 
 def _left_out(columns, labels, present):
