@@ -64,7 +64,7 @@ def compute(
     >>> print(compute('arcface', x, y, proxies=jnp.eye(2)).round(2))
     14.0
     >>> print(compute('contrastive', x, y, miner='pair_margin').round(2))
-    0.99
+    1.26
   """
   (part,) = options_lib.parse({'name': name, **options})
   sets = part.row.kind != 'proxy'
