@@ -1,13 +1,15 @@
 """Images with several labels, from a table to results, by config keys alone."""
 
 import csv
+import json
 import pathlib
+import re
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from retrieval_jax import data, main
+from retrieval_jax import data, main, metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 TRAIN_IMAGES, TEST_IMAGES, SIDE = 600, 150, 28
@@ -57,10 +59,9 @@ def _run(table, workdir, **keys):
     'checkpoint_every_steps': 1000,
   }
   given.update(keys)
-  config = given.pop('config', ROOT / 'configs' / 'default.py')
   return main.main(
     [
-      f'--config={config}',
+      f'--config={ROOT / "configs/default.py"}',
       f'--workdir={workdir}',
       *(f'--config.{key}={value}' for key, value in given.items()),
     ]
@@ -81,6 +82,42 @@ def test_the_table_is_read_as_sets_in_which_each_label_is_once(table):
   assert set(sizes.tolist()) == {1, 2}
   assert 0.05 < (sizes == 1).mean() < 0.2
   assert f'mean {sizes.mean():.2f} labels an image' in data.describe(formed)
+
+
+def test_a_pair_loss_trains_on_label_sets(table, tmp_path):
+  keys = {'data.classes_per_batch': 8, 'num_train_steps': 80}
+  assert not _run(table, tmp_path, **keys)
+  results = json.loads((tmp_path / 'results.json').read_text())
+  found = results['evaluations']['test']
+  assert found['protocol']['relevance'] == 'at least one label in common'
+  assert found['protocol']['num_queries'] == TEST_IMAGES
+  # Against what would be had by chance.
+  labels = _load(table).tests['test'].query.labels
+  random = np.random.default_rng(0).normal(size=(TEST_IMAGES, 50))
+  chance = metrics.retrieval_metrics(random, labels)
+  trained = found['metrics']
+  assert 0.2 < chance['mean_average_precision'] < 0.45
+  assert trained['mean_average_precision'] > (
+    1.25 * chance['mean_average_precision']
+  )
+  assert trained['precision_at_1'] > 1.4 * chance['precision_at_1']
+  page = (tmp_path / 'report.html').read_text()
+  # Sets are named whole, and a neighbour with one label in common is right.
+  found = re.findall(
+    r'query \d+, of class ([\d |]+)"|neighbour \d+, (right|wrong), '
+    r'of class ([\d |]+)"',
+    page,
+  )
+  assert any('|' in query for query, _, _ in found)
+  asked, num_told = set(), 0
+  for query, verdict, names in found:
+    if query:
+      asked = set(query.split(' | '))
+    else:
+      shares = bool(asked & set(names.split(' | ')))
+      assert shares == (verdict == 'right')
+      num_told += 1
+  assert num_told > 20
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,6 @@ import dataclasses
 
 import numpy as np
 
-from retrieval_jax.core import relations
-
 # A float32 average precision of 1 may come out a rounding below.
 PERFECT = 1.0 - 1e-6
 
@@ -28,7 +26,6 @@ def sample_queries(
     >>> labels[sample_queries(labels, labels == 2, 3)].tolist()
     [0, 0, 1]
   """
-  labels = relations.first_labels(labels)
   candidates = np.flatnonzero(~lone | lone.all())
   candidates = np.random.default_rng(0).permutation(candidates)
   # The first of every class comes before the second of any.

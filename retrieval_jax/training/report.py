@@ -96,6 +96,8 @@ class ReportData:
     gallery_images: likewise.
     neighbor_indices: [Q, K] int, gallery rows, nearest first, self excluded.
     neighbor_similarities: [Q, K] float.
+    relevant: [Q, K] bool, whether a neighbour is what was looked for; None: if
+      it is of the query's class.
     selection: why the weights are these, in a sentence.
     watched: the set whose metrics are in the history.
     versions: {package: version}.
@@ -114,6 +116,7 @@ class ReportData:
   gallery_images: Callable[[np.ndarray], np.ndarray]
   neighbor_indices: np.ndarray
   neighbor_similarities: np.ndarray
+  relevant: np.ndarray | None = None
   selection: str = ''
   watched: str = 'test'
   versions: Mapping[str, str] = dataclasses.field(
@@ -135,7 +138,9 @@ class ReportData:
 
   @functools.cached_property
   def right(self) -> np.ndarray:
-    """[Q, K] bool, whether a neighbour is of the query's class."""
+    """[Q, K] bool, whether a neighbour is what was looked for."""
+    if self.relevant is not None:
+      return self.relevant
     found = self.gallery_labels[self.neighbor_indices]
     return found == self.query_labels[:, None]
 
@@ -316,9 +321,13 @@ def _failures(data: ReportData) -> str:
 def _confusions(data: ReportData) -> str:
   """The classes most often taken for another."""
   nearest = data.neighbor_indices[:, 0]
+  # What is relevant is not mistaken, be it of another set of labels.
+  taken_for = np.where(
+    data.right[:, 0], data.query_labels, data.gallery_labels[nearest]
+  )
   pairs = inspection.confused_pairs(
     data.query_labels,
-    data.gallery_labels[nearest],
+    taken_for,
     data.neighbor_similarities[:, 0],
     data.lone,
   )

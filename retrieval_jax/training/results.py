@@ -9,6 +9,7 @@ from typing import NamedTuple
 import ml_collections
 
 from retrieval_jax import data, neighbors
+from retrieval_jax.core import relations
 from retrieval_jax.training import checkpoint, evaluation, report, reporting
 from retrieval_jax.training import config as config_lib
 
@@ -128,6 +129,8 @@ def _report_data(
     exclude_self=exclude_self,
     memory_budget_mb=config.eval.memory_budget_mb,
   )
+  labels = group.query.labels, group.searched.labels
+  (query_labels, gallery_labels), class_names = dataset.display_classes(*labels)
   # The curves are of the set that was watched while the run was trained.
   watched = name
   if dataset.validations:
@@ -139,13 +142,14 @@ def _report_data(
     history=reporting.read_history(workdir),
     query_embeddings=measured.query_embeddings,
     gallery_embeddings=measured.gallery_embeddings,
-    query_labels=group.query.labels,
-    gallery_labels=group.searched.labels,
-    class_names=dataset.class_names,
+    query_labels=query_labels,
+    gallery_labels=gallery_labels,
+    class_names=class_names,
     query_images=group.query.images_at,
     gallery_images=group.searched.images_at,
     neighbor_indices=indices,
     neighbor_similarities=similarities,
+    relevant=relations.are_related(labels[0], labels[1][indices]),
     selection=str(selection),
     watched=watched,
   )

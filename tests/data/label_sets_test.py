@@ -181,6 +181,10 @@ def test_a_stratified_split_gives_each_label_its_share(fraction):
     has = (sets == label).any(axis=1)
     share = (codes[has] == TEST).mean()
     assert abs(share - fraction) < 0.1, (label, share)
+  # Of the rarest label of all, as exactly as of a class.
+  rarest = np.bincount(sets[sets >= 0]).argmin()
+  has = (sets == rarest).any(axis=1)
+  assert (codes[has] == TEST).sum() == np.floor(fraction * has.sum() + 0.5)
 
 
 def test_images_are_dealt_into_folds():
