@@ -35,6 +35,18 @@ for _name, _value in (
 collect_ignore = ['tests/golden']
 
 
+@pytest.fixture(scope='module', autouse=True)
+def programs_are_let_go():
+  """Drops the compiled programs of a test file when it is done.
+
+  Each takes memory maps of the process, of which Linux gives 65,530; beyond
+  these the compiler crashes. Those that are needed again come from the folder
+  above.
+  """
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture(scope='session')
 def example_folder(tmp_path_factory):
   """A folder with a run in `runs/circle` and the images that examples name."""

@@ -82,7 +82,7 @@ def write_table() -> None:
     for name in ('mnist', 'fashion_mnist', 'mnist_5k')
     if any(key.startswith(f'{name}/') for key in collected)
   ]
-  TABLE.write('\n\n'.join(table(name) for name in sets))
+  trainings.write('\n\n'.join(table(name) for name in sets), TABLE.name)
 
 
 def main() -> None:

@@ -3,7 +3,8 @@
 A `Table` names its files; a `Row` is one training. `run` starts
 `retrieval_jax.main` for each row and seed, each on one core; runs that were
 stopped go on, finished ones are not repeated. Their metrics are collected in a
-JSON file, and a table of them is written between two marks in README.md.
+JSON file, and tables of them are written between marks in README.md or a page
+of docs/.
 """
 
 import concurrent.futures
@@ -42,12 +43,15 @@ class Table:
   """Where runs and metrics are kept.
 
   Attributes:
-    name: of the folder in runs/, the JSON file, and the marks.
+    name: of the folder in runs/ and the JSON file.
     metrics: {name in results.json: heading of the column}.
+    selection: the name that the value on the validation set is recorded by;
+      None leaves it out.
   """
 
   name: str
   metrics: Mapping[str, str]
+  selection: str | None = None
 
   @property
   def collected_path(self) -> pathlib.Path:
@@ -62,16 +66,20 @@ class Table:
   def record(self, key: str, metrics: Mapping[str, float]) -> None:
     """Adds the metrics of one run."""
     found = self.collected()
-    found[key] = {name: round(metrics[name], 6) for name in self.metrics}
+    found[key] = {name: round(value, 6) for name, value in metrics.items()}
     text = json.dumps(dict(sorted(found.items())), indent=1) + '\n'
     self.collected_path.write_text(text)
 
-  def cells(self, label: str, data: str) -> list[str] | None:
-    """Returns the number of seeds and mean ± standard deviation, or None."""
+  def runs(self, label: str, data: str) -> list[dict[str, float]]:
+    """Returns the metrics of each seed."""
     prefix = key_of(label, data, 0)[: -len('0')]
-    runs = [
+    return [
       row for key, row in self.collected().items() if key.startswith(prefix)
     ]
+
+  def cells(self, label: str, data: str) -> list[str] | None:
+    """Returns the number of seeds and mean ± standard deviation, or None."""
+    runs = self.runs(label, data)
     if not runs:
       return None
     cells = [str(len(runs))]
@@ -81,12 +89,13 @@ class Table:
       cells.append(f'{statistics.mean(values):.4f}{spread}')
     return cells
 
-  def write(self, text: str) -> None:
-    """Puts a text between the marks of this table in README.md."""
-    begin, end = (f'<!-- {self.name}: {word} -->' for word in ('begin', 'end'))
-    before, rest = README.read_text().split(begin)
-    _, after = rest.split(end)
-    README.write_text(f'{before}{begin}\n{text}\n{end}{after}')
+
+def write(text: str, mark: str, page: pathlib.Path = README) -> None:
+  """Puts a text between two marks, `<!-- mark: begin -->` and `end`."""
+  begin, end = (f'<!-- {mark}: {word} -->' for word in ('begin', 'end'))
+  before, rest = page.read_text().split(begin)
+  _, after = rest.split(end)
+  page.write_text(f'{before}{begin}\n{text}\n{end}{after}')
 
 
 def key_of(label: str, data: str, seed: int) -> str:
@@ -155,5 +164,9 @@ def _run_one(table, row, data, seed, core) -> dict[str, float]:
         check=True,
         env=os.environ | {'OMP_NUM_THREADS': '1'},
       )
-  found = json.loads(results.read_text())['evaluations']['test']['metrics']
-  return {name: found[name] for name in table.metrics}
+  found = json.loads(results.read_text())
+  metrics = found['evaluations']['test']['metrics']
+  recorded = {name: metrics[name] for name in table.metrics}
+  if table.selection is not None:
+    recorded[table.selection] = found['selection']['score']
+  return recorded

@@ -20,6 +20,7 @@ from retrieval_jax.data.checks import contact_sheet, findings, inspection
 from retrieval_jax.data.checks.duplicates import MAX_BITS
 from retrieval_jax.data.collection import Collection
 from retrieval_jax.training import config as config_lib
+from retrieval_jax.training import config_checks
 
 _DESCRIPTION = """\
 Looks for leaks between training and test images, files that cannot be read,
@@ -103,7 +104,7 @@ def load(
     config = config_lib.load(flags.config)
     for key, text in overrides:
       config_lib.override(config, key, text)
-    config_lib.validate(config)
+    config_checks.validate(config)
     if config.data.name == loading.MIXTURE:
       raise InputError(
         f'data.name is {loading.MIXTURE!r}; allowed is one data set at a time: '

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from retrieval_jax import command_line
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.training import config as config_lib
-from retrieval_jax.training import distributed
+from retrieval_jax.training import config_checks, distributed
 
 _log = logging.getLogger('retrieval_jax')
 
@@ -81,7 +81,7 @@ def run(argv: Sequence[str]) -> None:
   config = config_lib.load(flags.config)
   for key, text in overrides:
     config_lib.override(config, key, text)
-  config_lib.validate(config)
+  config_checks.validate(config)
   processes = (flags.coordinator_address, flags.num_processes, flags.process_id)
   if flags.distributed or any(value is not None for value in processes):
     distributed.initialize(*processes)

@@ -5,6 +5,7 @@ several devices give one device's loss and gradient, that padding changes
 nothing, and that bfloat16 stays finite.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -23,8 +24,10 @@ Checks the loss of a config on several devices, with padding, and in bfloat16.
 The exit status is 0 if all checks pass, and 1 if one does not."""
 
 
-def run(argv: Sequence[str]) -> int:
-  """Prints the table; returns the exit status."""
+def parse_flags(
+  argv: Sequence[str],
+) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+  """Returns the flags, and the (key, text) of each --config.KEY=TEXT."""
   parser = command_line.Parser('python -m retrieval_jax.selftest', _DESCRIPTION)
   parser.add_argument(
     '--config', required=True, help='a config file, and after a colon its data'
@@ -35,7 +38,12 @@ def run(argv: Sequence[str]) -> int:
     help='how many to compare with one; where there are fewer, and no '
     'accelerator, they are simulated; default: those that there are',
   )
-  flags, overrides = command_line.parse_with_overrides(parser, argv)
+  return command_line.parse_with_overrides(parser, argv)
+
+
+def run(argv: Sequence[str]) -> int:
+  """Prints the table; returns the exit status."""
+  flags, overrides = parse_flags(argv)
   if flags.devices is not None:
     _provide_devices(flags.devices)
   config = config_lib.load(flags.config)

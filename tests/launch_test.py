@@ -355,11 +355,12 @@ def test_tensorboard_takes_the_latest_run(machine):
   assert done[-2] == 'run tensorboard.main --logdir mine'
 
 
-def test_check_data_gets_its_flags(machine, tmp_path):
+@pytest.mark.parametrize('command', ['check_data', 'selftest'])
+def test_other_commands_get_their_flags(machine, tmp_path, command):
   machine.add_python('python3', '3.11')
-  *_, done = machine.launch('check_data', '--data=my photos', cwd=tmp_path)
+  *_, done = machine.launch(command, '--data=my photos', cwd=tmp_path)
   assert machine.installed() == [['requirements-cpu.txt']]
-  assert done[-2] == 'run retrieval_jax.check_data --data=my photos'
+  assert done[-2] == f'run retrieval_jax.{command} --data=my photos'
   assert done[-1].startswith(f'in {tmp_path} ')
 
 

@@ -11,6 +11,8 @@ Every product of embeddings is taken in float32 at the highest precision: a
 rounded similarity of 0.998 for 1.0 changes a ranking and, at scale 64, a loss.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -84,32 +86,6 @@ def cosine_similarities(x: jax.Array, y: jax.Array) -> jax.Array:
   return dot_products(normalize(x), normalize(y))
 
 
-def euclidean_distances(x: jax.Array, y: jax.Array) -> jax.Array:
-  """Returns d_ij = || x_i / ||x_i|| - y_j / ||y_j|| ||.
-
-  This is PML's `LpDistance(p=2)`, the default of the triplet loss. It is
-  computed from the cosines, d^2 = 2 - 2 s, in O(B G) memory.
-
-  Args:
-    x: [B, D] any float dtype, normalised inside.
-    y: [G, D] likewise.
-
-  Returns:
-    [B, G] float32 in [0, 2]. Where d = 0 the gradient, which does not exist,
-    is taken as zero.
-
-  Example:
-    >>> x = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
-    >>> euclidean_distances(x, x).tolist()
-    [[0.0, 2.0], [2.0, 0.0]]
-  """
-  square = 2.0 - 2.0 * cosine_similarities(x, y)
-  # Rounding of the cosine leaves a few 1e-7 where two rows are equal; below it
-  # the direction of the gradient would be noise, magnified by 1 / d.
-  apart = ~(square <= 1e-6)  # A NaN stays a NaN.
-  return jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1.0)), 0.0)
-
-
 def proxy_cosines(
   embeddings: jax.Array, proxies: jax.Array, sub_centers: int = 1
 ) -> jax.Array:
@@ -129,11 +105,15 @@ def proxy_cosines(
     >>> proxy_cosines(jnp.array([[0.0, 2.0]]), proxies, sub_centers=2).tolist()
     [[1.0, 0.0]]
   """
-  cosines = cosine_similarities(embeddings, proxies)
   if sub_centers == 1:
-    return cosines
-  shape = (cosines.shape[0], -1, sub_centers)
-  return jnp.max(cosines.reshape(shape), axis=-1)
+    return cosine_similarities(embeddings, proxies)
+  # A product for each centre: a maximum along so short an axis is slower than
+  # the products.
+  centers = proxies.reshape(-1, sub_centers, proxies.shape[-1])
+  cosines = (
+    cosine_similarities(embeddings, centers[:, k]) for k in range(sub_centers)
+  )
+  return functools.reduce(jnp.maximum, cosines)
 
 
 def masked_logsumexp(

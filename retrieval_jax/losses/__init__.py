@@ -14,8 +14,8 @@ Where the losses differ from pytorch-metric-learning (PML) 2.9, and why:
     proxies. The angle has no gradient there; here the sine's part is zero and
     the rest, the softmax over the other classes, is kept.
   * SmoothAP takes classes in any order and of any size; PML 2.9 needs them
-    sorted and of one size, and returns another number without a warning where
-    they are interleaved.
+    sorted and of one size, as many as there are images of each, and returns
+    another number without a warning where they are interleaved.
   * Nothing valid (no positives, no negatives, all padding) gives 0 with a zero
     gradient, and NaN embeddings give NaN, never a loss of 0.
   * `reducer='mean'` of a pair loss divides by the valid terms; PML's

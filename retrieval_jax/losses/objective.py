@@ -176,12 +176,17 @@ class Objective:
       )
       terms, kept = self._terms(part, anchors, candidates, class_rows, extras)
       if part.class_weights is not None:
-        terms = _weighted(terms, part, anchors, class_rows)
+        labels = (
+          class_rows.class_labels
+          if part.row.kind == 'proxy'
+          else anchors.labels
+        )
+        terms = _weighted(terms, part.class_weights, labels)
       if kept is not None:
         next_state[name] = kept
       value, found = reduce_terms(
         terms,
-        None if part.row.alike or self.shards_classes else self.axis_name,
+        None if self._is_alike(part) else self.axis_name,
         is_sum=part.reducer.name == 'sum',
       )
       extra, extra_found = reduce_terms(
@@ -197,6 +202,10 @@ class Objective:
         shares[part.label] = value
     scalars |= {f'loss_{name}': share for name, share in shares.items()}
     return Outcome(loss, next_state, scalars)
+
+  def _is_alike(self, part):
+    """Returns whether every device has the same terms, of all rows."""
+    return part.row.alike or (part.row.kind == 'proxy' and self.shards_classes)
 
   def _terms(self, part, anchors, candidates, class_rows, extras):
     """Returns (terms, next state or None) of a part."""
@@ -328,13 +337,12 @@ def _name(part: Part) -> str:
   return part.label or part.name
 
 
-def _weighted(terms, part, anchors, class_rows):
+def _weighted(terms, class_weights, labels):
   """Returns the terms with each anchor's value times the weight of its class.
 
   The counts stay: it is PML's ClassWeightedReducer, mean(value * weight).
   """
-  labels = anchors.labels if class_rows is None else class_rows.class_labels
-  weights = jnp.asarray(part.class_weights, jnp.float32)[labels]
+  weights = jnp.asarray(class_weights, jnp.float32)[labels]
   return {name: (values * weights, n) for name, (values, n) in terms.items()}
 
 

@@ -196,7 +196,7 @@ def _part(label, options, prefix) -> Part:
       f'allowed is None for {name!r}, which has no proxies'
     )
   weights = common.get('class_weights')
-  if weights is not None and row.alike:
+  if weights is not None and (row.alike or row.of_classes):
     raise InputError(
       f'{prefix}.class_weights is {weights!r}; allowed is None for {name!r}, '
       'whose terms are not one an anchor: leave it out'
@@ -283,8 +283,10 @@ def _miner(value, loss, row, prefix):
   name, options = _named(value, prefix, MINERS)
   if name not in MINERS:
     raise unknown_name(f'{prefix}.name', name, MINERS)
-  if row.kind != 'pair':
-    takers = sorted(n for n, r in LOSSES.items() if r.kind == 'pair')
+  if row.kind != 'pair' or not row.masked:
+    takers = sorted(
+      n for n, r in LOSSES.items() if r.kind == 'pair' and r.masked
+    )
     raise InputError(
       f'{prefix}.name is {name!r}, which loss {loss!r} does not take; losses '
       f'that take a miner: {", ".join(takers)}'

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from retrieval_jax.core import arrays, collectives, relations
+from retrieval_jax.core import collectives, relations
 from retrieval_jax.losses import mining
 from retrieval_jax.losses.options import Part
 from retrieval_jax.losses.terms import Terms
@@ -117,8 +117,6 @@ def batch_terms(
   """
   anchors = collectives.all_gather_rows(anchors, extras.axis_name)
   positives, negatives = masks(part, anchors, candidates)
-  # The statistics of a batch that is gathered need no collective.
-  extras = extras._replace(axis_name=None)
   found = part.row.function(
     anchors.embeddings,
     candidates.embeddings,
@@ -238,13 +236,9 @@ def _needs(needs, owner, anchors, candidates, extras):
     'ids': lambda: anchors.ids,
     'candidate_ids': lambda: candidates.ids,
     'relevance': lambda: _relevance(anchors, candidates),
-    'anchors': lambda: anchors.embeddings,
     'candidates': lambda: candidates.embeddings,
     'distance': lambda: owner.distance,
     'row_keys': lambda: row_keys(extras.key, anchors.ids),
-    'norms': lambda: arrays.norms(anchors.embeddings),
-    'class_counts': lambda: extras.class_counts[anchors.labels],
-    'axis_name': lambda: extras.axis_name,
   }
   return {name: makers[name]() for name in needs}
 

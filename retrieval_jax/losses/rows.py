@@ -20,6 +20,7 @@ class Number:
     closed: whether `least` is allowed.
     integer: whether only whole numbers are.
     optional: whether None is allowed too.
+    words: what else is allowed, such as 'all'.
   """
 
   most: float = math.inf
@@ -28,9 +29,12 @@ class Number:
   closed: bool = False
   integer: bool = False
   optional: bool = False
+  words: tuple[str, ...] = ()
 
   def complaint(self, value: object) -> str | None:
     """Returns what is allowed, if the value is not."""
+    if isinstance(value, str) and value in self.words:
+      return None
     kind = numbers.Integral if self.integer else numbers.Real
     # A bool is an int to Python, and never meant as one here.
     fits = (
@@ -46,7 +50,9 @@ class Number:
 
   def _allowed(self) -> str:
     words = ['an integer' if self.integer else 'a number']
-    if math.isfinite(self.least):
+    if math.isfinite(self.least) and self.integer and not self.closed:
+      words.append(f'of at least {math.floor(self.least) + 1}')
+    elif math.isfinite(self.least):
       words.append(
         f'{"of at least" if self.closed else "above"} {self.least:g}'
       )
@@ -57,7 +63,9 @@ class Number:
       )
     if self.unit:
       words.append(f'({self.unit})')
-    return ' '.join(words) + (', or None' if self.optional else '')
+    others = [repr(word) for word in self.words]
+    others += ['None'] if self.optional else []
+    return ' '.join(words) + ''.join(f', or {other}' for other in others)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,11 +116,16 @@ class Loss:
     inverted          bool, the matrix holds similarities and not distances
     labels            [B] (or [B, L] label sets) of the anchors
     candidate_labels  [G] (or [G, L]) of the candidates
+    ids               [B] int32, rows of the anchors in the whole batch
+    candidate_ids     [G] int32, likewise; -1 for rows of no batch
+    distance          the `Distance` that the user chose
     relevance         [B, G] float32 of the pairs, 0 at self and padding
     candidates        [G, D] of a pair loss, the embeddings of the candidates
     row_keys          [B] random keys, a function of the step and the row
     norms             [B] float32, lengths of the embeddings as they came
     class_counts      [B] float32, training images of the row's class
+    proxy_norms       [C * K] float32, lengths of the proxies as they are
+    shard             how the classes are shared out over devices, or None
     axis_name         of the devices that share the batch, or None
 
   Attributes:
@@ -137,8 +150,10 @@ class Loss:
       as [B, C, K], instead of the largest of them.
     views: how many views of each image it takes, 0 for any number; with 2 the
       embeddings are of the first and the candidates of the second.
-    of_whole_batch: of a proxy loss, whether its terms are not one a row but of
-      the rows of all devices, such as one a class.
+    of_classes: of a proxy loss, whether its values are of classes, dealt out to
+      the rows, so that a weight of a row's class means nothing.
+    masked: whether the masks say what has a part in it; else miners and
+      remembered rows mean nothing.
   """
 
   function: Callable[..., Any]
@@ -155,12 +170,13 @@ class Loss:
   centers: tuple[str, int] = ('sub_centers', 1)
   separate_centers: bool = False
   views: int = 0
-  of_whole_batch: bool = False
+  of_classes: bool = False
+  masked: bool = True
 
   @property
   def alike(self) -> bool:
     """Whether the terms are alike on every device, and not of its rows."""
-    return self.kind == 'batch' or self.of_whole_batch
+    return self.kind == 'batch'
 
   @property
   def shardable(self) -> bool:
@@ -174,7 +190,8 @@ class Miner:
 
   Attributes:
     function: what selects.
-    kind: 'pair', masks in and masks out; 'triplet', bounds on the negatives.
+    kind: 'pair', masks in and masks out; 'triplet', what
+      `mining.triplets_to_masks` and the triplet losses take.
     hyperparameters: the keyword arguments a user may set.
     distance: the one it selects by, unless the user names another.
     distances: names of those that it may be used with.

@@ -1,9 +1,8 @@
-"""The config: what it holds, and every mistake in it, said in one line.
+"""The config: how it is read, changed, and turned into what a run is made of.
 
 A config is an `ml_collections.ConfigDict`, read from a file with
-`get_config(arg=None)` and changed from the command line. `validate` finds what
-can be found without the data; `validate_dataset` finds the rest. Both raise
-`InputError` with the key, the value, what is allowed and the cure.
+`get_config(arg=None)` and changed from the command line. What is wrong with one
+is said by `config_checks`.
 """
 
 import ast
@@ -19,10 +18,8 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from retrieval_jax import data, losses, metrics, models
+from retrieval_jax import data, losses
 from retrieval_jax.core.errors import InputError, unknown_name
-from retrieval_jax.training import optim
-from retrieval_jax.training.config_rules import RULES
 
 # What may differ when a run is continued: nothing that the weights depend on.
 FREE_KEYS = (
@@ -32,9 +29,6 @@ FREE_KEYS = (
   'data.num_threads',
 )
 
-
-# Sections with keys of their own besides those of RULES.
-_OPEN_SECTIONS = ('loss', 'miner', 'model', 'augment', 'data.members')
 
 # The keys of `data` that say what is in a batch.
 _SAMPLER_KEYS = (
@@ -262,187 +256,6 @@ def objective(
   )
 
 
-def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
-  """Raises `InputError` for the first mistake that needs no data to be seen.
-
-  Args:
-    config: the whole config.
-    num_devices: over all processes; it has to divide both batch sizes.
-  """
-  flat = flatten(config)
-  for key in RULES:
-    if key not in flat:
-      raise InputError(
-        f'{key} is missing from the config; allowed is '
-        f'{RULES[key].allowed}: add it, as configs/default.py has it'
-      )
-  for key, value in flat.items():
-    if key not in RULES and not _is_in(key, _OPEN_SECTIONS):
-      raise unknown_name('config key', key, RULES)
-    if key in RULES and not RULES[key].holds(value):
-      raise InputError(
-        f'{key} is {value!r}; allowed is {RULES[key].allowed}: '
-        f'set --config.{key}'
-      )
-  data.check_name(config.data.name)
-  models.check_model(
-    config.model.name,
-    {'embedding_dim': config.model.embedding_dim, **model_options(config)},
-  )
-  parts = losses.parse(loss_options(config))
-  _validate_parts(config, parts, num_devices)
-  optim.check_names(config.optimizer.name, config.optimizer.schedule)
-  metrics.check_metrics(config.eval.metrics)
-  _validate_batch(config, parts, num_devices)
-  _validate_augmentation(config, parts, num_devices)
-
-
-def _validate_parts(
-  config: ml_collections.ConfigDict,
-  parts: Sequence[losses.Part],
-  num_devices: int,
-):
-  """Checks what the losses need of the other sections."""
-  views = config.data.views_per_image
-  kinds = {part.row.kind for part in parts}
-  for part in parts:
-    if part.row.views > views:
-      raise InputError(
-        f'data.views_per_image is {views}; allowed are at least '
-        f'{part.row.views} for loss {part.name!r}, which compares views of an '
-        f'image: set --config.data.views_per_image={part.row.views}'
-      )
-    if part.positives == 'image' and views < 2:
-      raise InputError(
-        f'data.views_per_image is {views}; allowed are at least 2 where loss '
-        f"{part.name!r} has positives='image': set "
-        '--config.data.views_per_image=2'
-      )
-    if (
-      config.head.sharded
-      and part.row.kind == 'proxy'
-      and not part.row.shardable
-    ):
-      able = [name for name, row in losses.LOSSES.items() if row.shardable]
-      raise InputError(
-        f'head.sharded is True, which loss {part.name!r} does not take; '
-        f'losses that do: {", ".join(sorted(able))}'
-      )
-    if config.head.sharded and part.weight_regularizer is not None:
-      raise InputError(
-        f'head.sharded is True, and loss {part.name!r} has a '
-        f'weight_regularizer, {part.weight_regularizer.name!r}, which compares '
-        'all proxies; allowed is None: leave one of them out'
-      )
-  if config.head.sharded and 'proxy' not in kinds:
-    raise InputError(
-      'head.sharded is True; allowed is False without a loss against proxies: '
-      'set --config.head.sharded=False'
-    )
-  if config.head.sample_rate < 1 and not config.head.sharded:
-    raise InputError(
-      f'head.sample_rate is {config.head.sample_rate}; allowed is 1.0 unless '
-      'head.sharded is True: set --config.head.sharded=True'
-    )
-  if config.memory.size and kinds == {'proxy'}:
-    raise InputError(
-      f'memory.size is {config.memory.size}; allowed is 0 for losses against '
-      'proxies, which compare no images: set --config.memory.size=0'
-    )
-  _validate_gradient_cache(config, num_devices)
-
-
-def _validate_gradient_cache(
-  config: ml_collections.ConfigDict, num_devices: int
-):
-  chunk, batch = config.gradient_cache.chunk_size, config.data.batch_size
-  if chunk is None:
-    return
-  if batch % chunk or chunk % num_devices:
-    raise InputError(
-      f'gradient_cache.chunk_size is {chunk}; allowed is a divisor of '
-      f'data.batch_size {batch} and a multiple of the {num_devices} devices'
-    )
-  if config.model.get('normalization') == 'batch':
-    raise InputError(
-      f'gradient_cache.chunk_size is {chunk} with '
-      "model.normalization='batch', whose statistics of a chunk are not those "
-      'of the batch, so that the gradient would be another; allowed is None: '
-      'set --config.model.normalization=none'
-    )
-
-
-def _validate_augmentation(
-  config: ml_collections.ConfigDict,
-  parts: Sequence[losses.Part],
-  num_devices: int,
-):
-  if not augmentation(config).mixes_labels:
-    return
-  for part in parts:
-    if part.row.kind != 'proxy':
-      raise InputError(
-        'augment.mixup and augment.cutmix give an image two labels, which the '
-        f'pair loss {part.name!r} does not take; allowed are losses '
-        'against proxies, such as arcface: set both to 0'
-      )
-  if config.data.batch_size // num_devices % 2:
-    raise InputError(
-      f'data.batch_size is {config.data.batch_size} on {num_devices} devices; '
-      'allowed is an even number on each with augment.mixup or augment.cutmix, '
-      'which mix neighbours'
-    )
-
-
-def _validate_batch(
-  config: ml_collections.ConfigDict,
-  parts: Sequence[losses.Part],
-  num_devices: int,
-):
-  for key in ('data.batch_size', 'eval.batch_size'):
-    size = flatten(config)[key]
-    if size % num_devices:
-      raise InputError(
-        f'{key} is {size}; allowed is a multiple of the {num_devices} devices: '
-        f'set --config.{key}={-(-size // num_devices) * num_devices}'
-      )
-  # That P divides the batch, and that there are P classes, the sampler checks.
-  batch, classes = config.data.batch_size, config.data.classes_per_batch
-  pairs = [
-    part.name
-    for part in parts
-    if part.row.kind != 'proxy' and part.positives == 'class'
-  ]
-  if pairs and batch == classes and config.data.views_per_image == 1:
-    raise InputError(
-      f'data.classes_per_batch is {classes} with data.batch_size {batch}, one '
-      f'image a class; allowed are at least 2 for the pair loss '
-      f'{pairs[0]!r}: set --config.data.classes_per_batch='
-      f'{max(1, batch // 4)}'
-    )
-
-
-def validate_dataset(
-  config: ml_collections.ConfigDict, dataset: data.Dataset
-) -> None:
-  """Raises `InputError` where the config and the data do not fit."""
-  if dataset.train.labels.ndim == 2:
-    for part in losses.parse(loss_options(config)):
-      if part.row.kind == 'proxy':
-        raise InputError(
-          f'loss.name is {part.name!r}, against one proxy of the class of an '
-          f'image, but the images of {dataset.name} have several labels; '
-          'allowed are losses of pairs, such as multi_label_supcon'
-        )
-  channels = dataset.image_shape[-1]
-  for key in ('mean', 'std'):
-    if len(config.data[key]) not in (1, channels):
-      raise InputError(
-        f'data.{key} has {len(config.data[key])} numbers; allowed is 1 or '
-        f'{channels}, the channels of {dataset.name}'
-      )
-
-
 def steps_per_epoch(
   config: ml_collections.ConfigDict, num_examples: int
 ) -> int:
@@ -477,10 +290,10 @@ def from_json(text: str) -> ml_collections.ConfigDict:
 
 def is_free(key: str) -> bool:
   """Returns whether a key may differ when a run is continued."""
-  return _is_in(key, FREE_KEYS)
+  return is_in(key, FREE_KEYS)
 
 
-def _is_in(key: str, sections: Sequence[str]) -> bool:
+def is_in(key: str, sections: Sequence[str]) -> bool:
   """Returns whether a dotted key is, or lies in, one of some sections."""
   return any(key == name or key.startswith(f'{name}.') for name in sections)
 

@@ -18,7 +18,6 @@ import numpy as np
 
 from retrieval_jax import losses
 from retrieval_jax.core import arrays, files, relations
-from retrieval_jax.data import transforms
 from retrieval_jax.training import steps
 from retrieval_jax.training.state import TrainState
 
@@ -76,12 +75,9 @@ def diagnose(
     learning_rate: of the step, for the cure.
   """
   step = int(state.step)
-  # As in `steps.train_step`, on one device.
-  key = jax.random.fold_in(jax.random.key(task.seed), step)
-  augment_key, dropout_key, loss_key = jax.random.split(key, 3)
-  device_batch = jax.tree.map(jnp.asarray, dict(batch))
-  images, targets = steps.augmented(device_batch, augment_key, task, None)
-  images = transforms.normalize(images.astype(jnp.float32), task.mean, task.std)
+  images, targets, dropout_key, loss_key = steps.network_inputs(
+    jax.tree.map(jnp.asarray, dict(batch)), step, task, axis_name=None
+  )
   rows = np.tile(rows, task.objective.num_views)
   labels = np.asarray(targets.labels)
   saved = {'images': np.asarray(batch['images']), 'rows': rows}

@@ -17,6 +17,7 @@ from retrieval_jax.core.errors import InputError
 from retrieval_jax.training import checkpoint as checkpoint_lib
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import (
+  config_checks,
   distributed,
   doctor,
   optim,
@@ -78,10 +79,10 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
   Raises:
     InputError: for any mistake in the config or the data.
   """
-  config_lib.validate(config, jax.device_count())
+  config_checks.validate(config, jax.device_count())
   dataset = data.load_dataset(**config_lib.dataset_options(config))
   _log.info('%s', data.describe(dataset))
-  config_lib.validate_dataset(config, dataset)
+  config_checks.validate_dataset(config, dataset)
   classes = config_lib.Classes.of(dataset)
   task = steps.make_task(config, classes, dataset.image_shape)
   steps.check_views(task)

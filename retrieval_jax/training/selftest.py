@@ -14,11 +14,11 @@ import ml_collections
 import numpy as np
 import optax
 
-from retrieval_jax import data, losses
+from retrieval_jax import losses
 from retrieval_jax.core import relations
 from retrieval_jax.training import config as config_lib
+from retrieval_jax.training import loop, steps
 from retrieval_jax.training import state as state_lib
-from retrieval_jax.training import steps
 
 # What rounding may do, relative to the largest entry, by what is computed in.
 TOLERANCES = {'float32': 1e-5, 'bfloat16': 3e-2}
@@ -52,28 +52,21 @@ def run(config: ml_collections.ConfigDict) -> list[Check]:
   compares with all classes.
 
   Args:
-    config: validated for the number of devices; its data are loaded.
+    config: its data are loaded.
 
   Returns:
     The checks, in order; those of several devices only where there are.
+
+  Raises:
+    InputError: for any mistake in the config or the data.
   """
   config = ml_collections.ConfigDict(config.to_dict())
   if 'dropout' in config.model:
     config.model.dropout = 0.0
   config.head.sample_rate = 1.0
-  config_lib.validate(config, jax.device_count())
-  dataset = data.load_dataset(**config_lib.dataset_options(config))
-  config_lib.validate_dataset(config, dataset)
-  sampler = data.make_sampler(
-    dataset.train.labels,
-    seed=config.seed,
-    categories=dataset.categories,
-    parts=dataset.parts,
-    **config_lib.sampler_options(config),
-  )
-  needs_canvas = config_lib.augmentation(config).needs_canvas
-  load = data.TrainLoader(dataset.train, sampler, canvas=needs_canvas)
-  batch, classes = load(0), config_lib.Classes.of(dataset)
+  experiment = loop.make_experiment(config)
+  dataset, batch = experiment.dataset, experiment.load_batch(0)
+  classes = config_lib.Classes.of(dataset)
   checks = []
   step = functools.partial(
     _step, classes=classes, image_shape=dataset.image_shape, batch=batch

@@ -117,10 +117,9 @@ def train_step(
     before normalisation, the learning rate, and with proxies the accuracies.
     A step whose loss or gradient is not finite changes nothing but `diverged`.
   """
-  key = jax.random.fold_in(jax.random.key(task.seed), state.step)
-  augment_key, dropout_key, loss_key = jax.random.split(key, 3)
-  images, targets = augmented(batch, augment_key, task, axis_name)
-  images = transforms.normalize(images.astype(jnp.float32), task.mean, task.std)
+  images, targets, dropout_key, loss_key = network_inputs(
+    batch, state.step, task, axis_name
+  )
   if axis_name is not None:
     dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(axis_name))
 
@@ -220,8 +219,33 @@ def embed_for_training(
     return embed(rows, jax.random.fold_in(dropout_key, index))[0]
 
   embeddings = jax.lax.map(embed_chunk, (chunks, jnp.arange(len(chunks))))
-  # No statistics of a batch: `config.validate` sees to that.
+  # No statistics of a batch: `config_checks` sees to that.
   return embeddings.reshape(-1, embeddings.shape[-1]), batch_stats
+
+
+def network_inputs(
+  batch: Mapping[str, jax.Array],
+  step: jax.Array | int,
+  task: Task,
+  axis_name: str | None,
+) -> tuple[jax.Array, 'Targets', jax.Array, jax.Array]:
+  """Returns all that a step computes from, a function of the step.
+
+  Args:
+    batch: see `train_step`.
+    step: the number of steps done before.
+    task: what is trained.
+    axis_name: of the devices, or None.
+
+  Returns:
+    (images [B, H, W, C] float32 as the network takes them, targets, the key of
+    dropout, the key of the loss).
+  """
+  key = jax.random.fold_in(jax.random.key(task.seed), step)
+  augment_key, dropout_key, loss_key = jax.random.split(key, 3)
+  images, targets = augmented(batch, augment_key, task, axis_name)
+  images = transforms.normalize(images.astype(jnp.float32), task.mean, task.std)
+  return images, targets, dropout_key, loss_key
 
 
 class Targets(NamedTuple):

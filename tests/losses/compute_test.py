@@ -24,6 +24,12 @@ class ComputeTest(parameterized.TestCase):
     ('circle', {'ref_embeddings': X}, 'go together'),
     ('circle', {'ref_labels': Y}, 'go together'),
     ('arcface', {'miner': 'triplet_margin'}, 'does not take'),
+    ('n_pairs', {'labels': np.tile(Y[:, None], 2)}, 'one class a row'),
+    (
+      'large_margin_softmax',
+      {'proxies': PROXIES, 'sub_centers': 2},
+      'loss.sub_centers is 2; allowed is 1',
+    ),
     ('vicreg', {}, "'vicreg' compares two views"),
     ('dynamic_margin', {'proxies': PROXIES}, 'needs class_counts'),
     (

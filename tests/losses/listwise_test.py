@@ -401,7 +401,7 @@ class HistogramTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ({'delta': 0.3}, 'delta is 0.3'),
-    ({'delta': 0.5, 'n_bins': 5}, 'n_bins is 5 and delta is 0.5'),
+    ({'delta': 0.5, 'n_bins': 5}, 'n_bins is 5 and loss.delta is 0.5'),
   )
   def test_bins_must_fill_the_range(self, hyper, message):
     y = np.array([0, 0, 1, 1])

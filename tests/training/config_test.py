@@ -7,6 +7,7 @@ import pytest
 
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.training import config as config_lib
+from retrieval_jax.training import config_checks
 
 CONFIGS = sorted(
   path
@@ -29,7 +30,7 @@ CONFIGS = sorted(
   ids=lambda config: pathlib.Path(config).name,
 )
 def test_every_config_validates(config):
-  config_lib.validate(config_lib.load(config))
+  config_checks.validate(config_lib.load(config))
 
 
 @pytest.mark.parametrize(
@@ -68,9 +69,40 @@ def test_bad_values(key, text, words):
   config = config_lib.load(str(CONFIGS[0].with_name('circle.py')))
   config_lib.override(config, key, text)
   with pytest.raises(InputError) as error:
-    config_lib.validate(config)
+    config_checks.validate(config)
   message = str(error.value)
   assert key in message
+  assert words in message
+  assert '\n' not in message
+
+
+@pytest.mark.parametrize(
+  'loss, key, value, words',
+  [
+    # What a loss itself refuses is said before the data are loaded.
+    ('magface', 'loss.norm_max', 1.0, 'above loss.norm_min, 10.0'),
+    ('dynamic_margin', 'loss.margin_min', 0.7, 'at least loss.margin_min, 0.7'),
+    ('histogram', 'loss.delta', 0.3, 'loss.n_bins to 7'),
+    ('large_margin_softmax', 'loss.sub_centers', 3, 'allowed is 1'),
+    ('fast_ap', 'loss.num_bins', 0, 'an integer of at least 1'),
+    ('fast_ap', 'loss.distance', {'name': 'lp', 'p': 1.0}, 'allowed are 2'),
+    # Of classes or of a fixed set of pairs, and not one an anchor.
+    ('proxy_anchor', 'loss.class_weights', (1.0, 2.0), 'not one an anchor'),
+    ('histogram', 'loss.class_weights', (1.0, 2.0), 'not one an anchor'),
+    ('instance', 'miner.name', 'batch_hard', 'losses that take a miner'),
+    ('instance', 'memory.size', 64, "0 for loss 'instance'"),
+    ('manifold', 'memory.size', 64, "0 for loss 'manifold'"),
+    ('arcface', 'memory.size', 64, 'compare no images'),
+  ],
+)
+def test_what_a_loss_does_not_take(loss, key, value, words):
+  config = config_lib.load(f'{CONFIGS[0].with_name("zero_shot.py")}:{loss}')
+  section, name = key.split('.')
+  with config.unlocked():
+    config[section][name] = value
+  with pytest.raises(InputError) as error:
+    config_checks.validate(config)
+  message = str(error.value)
   assert words in message
   assert '\n' not in message
 
@@ -79,7 +111,7 @@ def test_batch_has_to_divide_by_the_devices():
   config = config_lib.load(str(CONFIGS[0].with_name('circle.py')))
   config_lib.override(config, 'data.batch_size', '30')
   with pytest.raises(InputError, match='multiple of the 4 devices.*=32'):
-    config_lib.validate(config, num_devices=4)
+    config_checks.validate(config, num_devices=4)
 
 
 def test_overrides_are_checked_against_what_is_there():
@@ -129,21 +161,21 @@ def test_missing_and_unknown_keys_of_own_configs():
   config = config_lib.load(str(CONFIGS[0].with_name('circle.py'))).unlock()
   del config.eval.batch_size
   with pytest.raises(InputError, match='eval.batch_size is missing'):
-    config_lib.validate(config)
+    config_checks.validate(config)
   config = config_lib.load(str(CONFIGS[0].with_name('circle.py'))).unlock()
   config.optimizer.learningrate = 0.1
   with pytest.raises(InputError, match='optimizer.learning_rate'):
-    config_lib.validate(config)
+    config_checks.validate(config)
   config = config_lib.load(str(CONFIGS[0].with_name('circle.py'))).unlock()
   config.loss.margn = 0.1
   with pytest.raises(InputError, match="loss.margn.*did you mean 'margin'"):
-    config_lib.validate(config)
+    config_checks.validate(config)
 
 
 def test_mean_has_to_fit_the_channels(make_config, tiny_dataset):
   config = make_config(data__mean=(0.1, 0.2, 0.3))
   with pytest.raises(InputError, match='data.mean has 3 numbers.* 1 or 1'):
-    config_lib.validate_dataset(config, tiny_dataset)
+    config_checks.validate_dataset(config, tiny_dataset)
 
 
 def test_json_round_trip(make_config):
@@ -166,3 +198,11 @@ def test_steps(make_config):
   config = make_config(num_train_steps=None, num_epochs=3)
   assert config_lib.num_train_steps(config, 80) == 15
   assert config_lib.num_train_steps(config, 81) == 18
+
+
+def test_class_weights_have_to_fit_the_classes(make_config, tiny_dataset):
+  config = make_config('cosface', loss__class_weights=(1.0, 2.0))
+  with pytest.raises(InputError, match='has 2 numbers; .* each of the 10'):
+    config_checks.validate_dataset(config, tiny_dataset)
+  config = make_config('cosface', loss__class_weights=(1.0,) * 10)
+  config_checks.validate_dataset(config, tiny_dataset)

@@ -78,6 +78,8 @@ def _one_and_four(config, dataset, num_steps=1):
   # Ten classes on four devices: three on each, and two that are none.
   + [('arcface', {'head__sharded': True, 'loss__sub_centers': 2})]
   + [('cosface', {'head__sharded': True, 'augment__mixup': 0.4})]
+  # A loss of pairs beside a sharded head: its rows are of one device each.
+  + [('weighted_sum', {'head__sharded': True})]
   + [('circle', {'gradient_cache__chunk_size': 4})]
   + [('circle', {'memory__size': 24})]
   + [('triplet', {'miner__name': 'triplet_margin'})],

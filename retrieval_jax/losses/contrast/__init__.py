@@ -41,6 +41,7 @@ LOSSES: dict[str, Loss] = {
     distance=Distance('cosine'),
     distances=('cosine',),
     needs=('labels', 'candidate_labels'),
+    masked=False,
   ),
   'manifold': Loss(
     manifold,
@@ -53,6 +54,7 @@ LOSSES: dict[str, Loss] = {
     },
     needs=('labels',),
     params=init_manifold,
+    masked=False,
   ),
   'multi_label_supcon': Loss(
     multi_label_supcon,
@@ -72,7 +74,7 @@ LOSSES: dict[str, Loss] = {
     hyperparameters={},
     distance=Distance('dot'),
     distances=NAMES,
-    needs=('ids', 'candidate_ids'),
+    needs=('labels', 'ids', 'candidate_ids'),
   ),
   'nca': Loss(
     nca,
@@ -109,5 +111,6 @@ LOSSES: dict[str, Loss] = {
       'eps': Number(),
     },
     views=2,
+    masked=False,
   ),
 }

@@ -35,6 +35,8 @@ def instance(
 
   Cost: O(B G + G log G) time, O(B G) memory.
 
+  Defaults: PML's.
+
   Args:
     similarities: [B, G] cosines of all rows, the row itself included, any
       float dtype.

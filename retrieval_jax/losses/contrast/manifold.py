@@ -45,6 +45,8 @@ def manifold(
 
   Cost: O((B + K)^3) time, O((B + K)^2) memory.
 
+  Defaults: PML's.
+
   Args:
     embeddings: [B, D] any float dtype, normalised inside.
     candidates: [B, D], not used: the walk is over the batch itself.

@@ -6,6 +6,7 @@ from jax import lax
 
 from retrieval_jax.core import arrays
 from retrieval_jax.core.distances import Distance
+from retrieval_jax.core.errors import InputError
 from retrieval_jax.losses.terms import Reducer, Terms, row_term
 
 _DISTANCE = Distance('dot')
@@ -19,6 +20,7 @@ def n_pairs(
   positives: jax.Array,
   negatives: jax.Array,
   *,
+  labels: jax.Array,
   ids: jax.Array,
   candidate_ids: jax.Array,
   distance: Distance = _DISTANCE,
@@ -40,12 +42,15 @@ def n_pairs(
 
   Cost: O(B^2 + B C D) time, O(B D + 64 B) memory beside the masks.
 
+  Defaults: PML's distance; there is no hyperparameter.
+
   Args:
     embeddings: [B, D] of the anchors, any float dtype.
     candidates: [G, D], the same rows, or references, of which the first of each
       class is used.
     positives: [B, G] bool, the pairs of one class, without the row itself.
     negatives: [B, G] bool, not used.
+    labels: [B] int, looked at for their rank alone: label sets are refused.
     ids: [B] int, the rows of the anchors; their order is "first".
     candidate_ids: [G] int; those that are no anchors are negative, and come
       after the others.
@@ -55,13 +60,16 @@ def n_pairs(
   Returns:
     The term 'loss', a value at the anchor of each class.
 
+  Raises:
+    InputError: for label sets.
+
   Example:
     >>> x = jnp.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-1.0, 0.0]])
     >>> labels, ids = jnp.array([0, 0, 1, 1]), jnp.arange(4)
     >>> same = labels[:, None] == labels[None, :]
     >>> positives = same & ~jnp.eye(4, dtype=bool)
     >>> terms = n_pairs(
-    ...   x, x, positives, ~same, ids=ids, candidate_ids=ids
+    ...   x, x, positives, ~same, labels=labels, ids=ids, candidate_ids=ids
     ... )
     >>> [f'{value:.3f}' for value in terms['loss'][0]]
     ['0.184', '0.000', '1.171', '0.000']
@@ -70,6 +78,11 @@ def n_pairs(
     Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective,
     NIPS 2016.
   """
+  if labels.ndim != 1:
+    raise InputError(
+      f'labels has shape {labels.shape}; n_pairs takes (B,), one class a row: '
+      'for label sets use multi_label_supcon'
+    )
   num_rows = embeddings.shape[0]
   if not num_rows or not candidates.shape[0]:
     return row_term(jnp.zeros(num_rows), jnp.zeros(num_rows, bool), reducer)

@@ -32,6 +32,8 @@ def ntxent(
   Cost: O(B G) time and memory; PML compares each positive with each negative
   pair of the batch, O(B^4 / C) of both.
 
+  Defaults: PML's.
+
   Args:
     matrix: [B, G] similarities or distances of anchors and candidates, any
       float dtype.
@@ -92,14 +94,16 @@ def decoupled_contrastive(
 
   Cost: O(B G) time and memory.
 
+  Defaults: that of a public implementation, raminnakhli's
+  Decoupled-Contrastive-Learning.
+
   Args:
     matrix: [B, G] similarities or distances of anchors and candidates, any
       float dtype.
     positives: [B, G] bool, the pairs of one class, without the row itself.
     negatives: [B, G] bool, the pairs of two classes.
     inverted: whether the matrix holds similarities.
-    temperature: t, in the unit of the matrix, above 0; 0.1 is that of the
-      authors' code.
+    temperature: t, in the unit of the matrix, above 0.
     reducer: over the positive pairs of anchors that have a negative.
 
   Returns:

@@ -25,11 +25,12 @@ def supcon(
   themselves, as in the paper and in PML; only if the whole batch has no
   negative does PML return 0.
 
-  Use it with several images of a class in the batch, 64 and more rows; it is
-  the steadiest of the softmax losses over pairs. With two images a class it
-  equals `ntxent` up to the temperature.
+  Use it with several images of a class in the batch, 64 and more rows. With two
+  images a class it equals `ntxent` up to the temperature.
 
   Cost: O(B G) time and memory.
+
+  Defaults: PML's and the paper's.
 
   Args:
     matrix: [B, G] similarities or distances of anchors and candidates, any
@@ -88,6 +89,8 @@ def multi_label_supcon(
 
   Cost: O(B G) time and memory.
 
+  Defaults: PML 3's.
+
   Args:
     matrix: [B, G] similarities or distances of anchors and candidates, any
       float dtype.
@@ -95,9 +98,9 @@ def multi_label_supcon(
     negatives: [B, G] bool, the pairs with none.
     relevance: [B, G] float32, r, at least 0.
     inverted: whether the matrix holds similarities.
-    temperature: t, in the unit of the matrix, above 0; the default is PML 3's.
+    temperature: t, in the unit of the matrix, above 0.
     threshold: the least relevance of a positive, compared in float32, at least
-      0; the default is PML 3's.
+      0.
     reducer: over the anchors that have a positive.
 
   Returns:
@@ -154,10 +157,12 @@ def nca(
   anchors whose share of positives underflows, the worst ones; here they count.
 
   Use it where a class has several modes, or for kNN classification. With
-  normalised embeddings c = 1 is nearly flat, as the squared distances end at
-  4: 10 to 30 is usual.
+  normalised embeddings c = 1 is nearly flat, as the squared distances end at 4:
+  raise it.
 
   Cost: O(B G) time and memory.
+
+  Defaults: PML's.
 
   Args:
     matrix: [B, G] similarities or distances of anchors and candidates, any

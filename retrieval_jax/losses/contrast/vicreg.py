@@ -34,6 +34,8 @@ def vicreg(
 
   Cost: O(B D^2) time, O(B D + D^2) memory.
 
+  Defaults: PML's.
+
   Args:
     embeddings: [B, D] the first views, any float dtype.
     candidates: [B, D] the second views; row i of both is of one image.

@@ -41,6 +41,8 @@ def smooth_ap(
 
   Cost: O(B G P) time, O(B G) memory, P being the positives of a row.
 
+  Defaults: PML's and the authors'.
+
   Args:
     similarities: [B, G] cosines of anchors and candidates, any float dtype.
     positives: [B, G] bool, the pairs of one class, without the row itself.
@@ -115,12 +117,13 @@ def roadmap(
 
   Cost: O(B G P) time, O(B G) memory, P being the positives of a row.
 
+  Defaults: those of the authors' code.
+
   Args:
     similarities: [B, G] cosines of anchors and candidates, any float dtype.
     positives: [B, G] bool, the pairs of one class, without the row itself.
     negatives: [B, G] bool, the pairs of two classes.
-    temperature: of the sigmoid, in units of the cosine; above 0. This and the
-      following defaults are those of the authors' code.
+    temperature: of the sigmoid, in units of the cosine; above 0.
     rho: slope of H where it is linear, above 0.
     delta: where it begins to be linear, in units of the cosine; at least 0.
     offset: H there, less rho d; None makes H continuous, as it is in the paper:

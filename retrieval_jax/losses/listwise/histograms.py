@@ -37,6 +37,8 @@ def fast_ap(
 
   Cost: O(B G num_bins) time, O(B G) memory.
 
+  Defaults: PML's.
+
   Args:
     distances: [B, G] of anchors and candidates, any float dtype.
     positives: [B, G] bool, the pairs of one class, without the row itself.
@@ -120,6 +122,8 @@ def histogram(
 
   Cost: O(B G / delta) time, O(B G) memory, for the whole batch on every device.
 
+  Defaults: PML's.
+
   Args:
     embeddings: [B, D] of the whole batch, any float dtype.
     candidates: [G, D] what they are compared with.
@@ -182,13 +186,13 @@ def _num_bins(n_bins, delta):
   fitting = round(2.0 / delta)
   if abs(fitting * delta - 2.0) > 1e-6 or fitting < 1:
     raise InputError(
-      f'delta is {delta!r}; allowed is 2 / n_bins, of a whole n_bins: pass '
-      f'n_bins={max(fitting, 1)} instead'
+      f'loss.delta is {delta!r}; allowed is 2 / n_bins, of a whole n_bins: set '
+      f'loss.n_bins to {max(fitting, 1)} instead'
     )
   if n_bins is not None and n_bins != fitting:
     raise InputError(
-      f'n_bins is {n_bins!r} and delta is {delta!r}; allowed is delta = 2 / '
-      'n_bins: leave one of them out'
+      f'loss.n_bins is {n_bins!r} and loss.delta is {delta!r}; allowed is '
+      'delta = 2 / n_bins: leave one of them out'
     )
   return fitting
 

@@ -41,6 +41,8 @@ def pnp(
 
   Cost: O(B G P) time, O(B G) memory, P being the positives of a row.
 
+  Defaults: PML's.
+
   Args:
     similarities: [B, G] cosines of anchors and candidates, any float dtype.
     positives: [B, G] bool, the pairs of one class, without the row itself.

@@ -33,13 +33,16 @@ def recall_at_k(
 
   Cost: O(B G P) time, O(B G) memory, P being the positives of a row.
 
+  Defaults: those of the authors' code.
+
   Args:
     similarities: [B, G] cosines of anchors and candidates, any float dtype.
     positives: [B, G] bool, the pairs of one class, without the row itself.
     negatives: [B, G] bool, the pairs of two classes.
-    ks: the cuts, whole numbers of at least 1; the paper's.
-    temperature: of the similarities, in units of the cosine; the paper's tau_2.
-    rank_temperature: of the ranks; the paper's tau_1.
+    ks: the cuts, whole numbers of at least 1.
+    temperature: tau_2 of the paper, of the similarities, in units of the
+      cosine; above 0.
+    rank_temperature: tau_1 of the paper, of the ranks; above 0.
     reducer: over the anchors that have a positive.
 
   Returns:

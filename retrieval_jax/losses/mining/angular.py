@@ -39,6 +39,8 @@ def angular_miner(
   Cost: O(B P G D) time of a row block (P positives of a row), as matrix
   products; O(B G) memory.
 
+  Defaults: PML's.
+
   Args:
     distances: [B, G] of anchors and candidates.
     positives: [B, G] bool, not looked at.

@@ -34,6 +34,8 @@ def triplet_margin_miner(
 
   Cost: O(B G) time and memory.
 
+  Defaults: PML's.
+
   Args:
     distances: [B, G] of anchors and candidates.
     positives: [B, G] bool, not looked at: the bounds of other pairs mean

@@ -34,6 +34,8 @@ def hard_cluster_miner(
 
   Cost: O(B G D) time, O((B + G) D + B G) memory.
 
+  Defaults: there is no hyperparameter.
+
   Args:
     distances: [B, G], not looked at.
     positives: [B, G] bool.
@@ -60,6 +62,9 @@ def hard_cluster_miner(
     ... )
     >>> n[3].astype(int).tolist()
     [1, 1, 0, 0, 0, 0]
+
+  References:
+    HardClusterMiner of OML (open-metric-learning).
   """
   del distances
   if labels.ndim != 1:

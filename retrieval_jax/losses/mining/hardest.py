@@ -36,6 +36,8 @@ def batch_easy_hard_miner(
 
   Cost: O(B G) time and memory.
 
+  Defaults: PML's.
+
   Args:
     matrix: [B, G] of anchors and candidates.
     positives: [B, G] bool.
@@ -119,12 +121,29 @@ def batch_hard_miner(
 ) -> tuple[jax.Array, jax.Array]:
   """The farthest positive and the nearest negative of each anchor.
 
-  `batch_easy_hard_miner` with both strategies 'hard'; see there.
+    positive  argmax_p d_ap
+    negative  argmin_n d_an
+
+  It is `batch_easy_hard_miner` with both strategies 'hard'; see there.
 
   Use it with the triplet loss on clean labels: one wrong label is the hardest
   positive of its whole class.
 
   Cost: O(B G) time and memory.
+
+  Defaults: PML's: no limits.
+
+  Args:
+    matrix: [B, G] of anchors and candidates.
+    positives: [B, G] bool.
+    negatives: [B, G] bool.
+    inverted: whether the matrix holds similarities.
+    allowed_pos_range: (low, high), both included: what the entry of a selected
+      positive may be, in the unit of the matrix; None for no limit.
+    allowed_neg_range: likewise of negatives.
+
+  Returns:
+    (positives, negatives), [B, G] bool, the selected pairs.
 
   Example:
     >>> d = jnp.array([[0.0, 0.5, 0.2, 0.4, 0.9]])
@@ -161,14 +180,19 @@ def n_hard_miner(
 ) -> tuple[jax.Array, jax.Array]:
   """The n farthest positives and the n nearest negatives of each anchor.
 
-  As NHardTripletsMiner of OML (open-metric-learning). An anchor with fewer has
-  all of them, one without either has no pair. Of equally near candidates the
-  first are taken. Nothing carries a gradient.
+    positives  those of rank first to last, from the largest d_ap down
+    negatives  those of rank first to last, from the smallest d_an up
+
+  with the ranks 1 to n, or those of a range. An anchor with fewer has all of
+  them, one without either has no pair. Of equally near candidates the first are
+  taken. Nothing carries a gradient.
 
   Use it where labels are noisy, with a range: (2, 5) leaves out the very
   hardest, which are often mislabelled.
 
   Cost: O(32 B G) time, O(B G) memory.
+
+  Defaults: OML's.
 
   Args:
     matrix: [B, G] of anchors and candidates.
@@ -187,6 +211,9 @@ def n_hard_miner(
     >>> _, n = n_hard_miner(d, positives, ~positives, n_negative=(2, 3))
     >>> n.astype(int).tolist()
     [[0, 0, 0, 1, 1]]
+
+  References:
+    NHardTripletsMiner of OML (open-metric-learning).
   """
   d = nearness_order(matrix, inverted)
   positives = _ranked(d, positives, n_positive)
@@ -214,6 +241,8 @@ def hdc_miner(
   have a pair.
 
   Cost: O(32 B G) time, O(B G) memory of the whole batch.
+
+  Defaults: PML's.
 
   Args:
     matrix: [B, G] of all anchors and candidates.

@@ -27,6 +27,8 @@ def multi_similarity_miner(
 
   Cost: O(B G) time and memory.
 
+  Defaults: PML's.
+
   Args:
     matrix: [B, G] of anchors and candidates.
     positives: [B, G] bool.
@@ -82,6 +84,8 @@ def pair_margin_miner(
 
   Cost: O(B G) time and memory.
 
+  Defaults: PML's.
+
   Args:
     matrix: [B, G] of anchors and candidates.
     positives: [B, G] bool.
@@ -99,6 +103,9 @@ def pair_margin_miner(
     >>> p, n = pair_margin_miner(d, positives, ~positives)
     >>> p.astype(int).tolist(), n.astype(int).tolist()
     ([[0, 1, 0, 0]], [[0, 0, 1, 0]])
+
+  References:
+    PairMarginMiner of PML.
   """
   d = nearness_order(matrix, inverted)
   sign = -1.0 if inverted else 1.0
@@ -119,14 +126,16 @@ def packaged_triplets_miner(
 ) -> tuple[jax.Array, jax.Array]:
   """Triplets that come as such: rows 3i, 3i + 1 and 3i + 2 of the batch.
 
-  Row 3i is an anchor, 3i + 1 its positive and 3i + 2 its negative, whatever the
-  labels say; padding is in no pair. It is PML's
-  EmbeddingsAlreadyPackagedAsTriplets, and looks at the place in the whole
-  batch, so that devices and the order of the candidates change nothing.
+    anchor 3i,  positive 3i + 1,  negative 3i + 2
+
+  whatever the labels say; padding is in no pair. It looks at the place in the
+  whole batch, so that devices and the order of the candidates change nothing.
 
   Use it for data that is labelled as triplets, with the loader's order kept.
 
   Cost: O(B G) time and memory.
+
+  Defaults: there is no hyperparameter.
 
   Args:
     matrix: [B, G], not looked at.
@@ -146,6 +155,9 @@ def packaged_triplets_miner(
     ... )
     >>> p.astype(int).tolist(), n.astype(int).tolist()
     ([[0, 1, 0], [0, 0, 0], [0, 0, 0]], [[0, 0, 1], [0, 0, 0], [0, 0, 0]])
+
+  References:
+    EmbeddingsAlreadyPackagedAsTriplets of PML.
   """
   del matrix
   pairs = (positives | negatives) & (ids % 3 == 0)[:, None]

@@ -38,6 +38,8 @@ def distance_weighted_miner(
 
   Cost: O(B G log G) time, O(B G) memory.
 
+  Defaults: PML's.
+
   Args:
     distances: [B, G] of anchors and candidates.
     positives: [B, G] bool.
@@ -123,16 +125,19 @@ def uniform_histogram_miner(
 ) -> tuple[jax.Array, jax.Array]:
   """Pairs spread evenly over the range of their distances.
 
-  The entries of all positive pairs of the batch, from the smallest to the
-  largest, are parted into `num_bins` bins of equal width, and of each bin so
-  many pairs are drawn; likewise the negatives. A bin with fewer pairs gives all
-  of them: PML draws with replacement and takes them several times. The draw is
-  a function of the rows' keys.
+    bin(a, p) = floor(num_bins (d_ap - min d) / (max d - min d))
+
+  over all positive pairs of the batch, the largest in the last bin, and of each
+  bin so many pairs are drawn; likewise the negatives. A bin with fewer pairs
+  gives all of them: PML draws with replacement and takes them several times.
+  The draw is a function of the rows' keys.
 
   Use it where easy pairs outnumber all others a thousandfold, and hard ones
   alone are noise.
 
   Cost: O(B G log(B G)) time, O(B G) memory of the whole batch.
+
+  Defaults: PML's.
 
   Args:
     matrix: [B, G] of all anchors and candidates.
@@ -145,6 +150,9 @@ def uniform_histogram_miner(
 
   Returns:
     (positives, negatives), [B, G] bool, the selected pairs.
+
+  References:
+    UniformHistogramMiner of PML.
   """
   matrix = nearness_order(matrix, False)
   shape = (2, matrix.shape[1])

@@ -1,7 +1,5 @@
 """Losses over the pairs of an anchor: thresholds and weights of pairs."""
 
-import dataclasses
-
 from retrieval_jax.core.distances import NAMES, Distance
 from retrieval_jax.losses.pair.circle import circle
 from retrieval_jax.losses.pair.contrastive import (
@@ -24,23 +22,10 @@ from retrieval_jax.losses.pair.sigmoid import init_sigmoid, sigmoid
 from retrieval_jax.losses.pair.tuplet_margin import tuplet_margin
 from retrieval_jax.losses.rows import FLAG, Loss, Number
 
-
-@dataclasses.dataclass(frozen=True)
-class _AllOr(Number):
-  """A number, or 'all'."""
-
-  def complaint(self, value: object) -> str | None:
-    """Returns what is allowed, if the value is not."""
-    if value == 'all':
-      return None
-    allowed = super().complaint(value)
-    return None if allowed is None else f"{allowed}, or 'all'"
-
-
 _ANY = Number(least=float('-inf'))
 _NOT_NEGATIVE = Number(closed=True)
 _SHARE = Number(most=1.0, closed=True)
-_MATRIX = Number(least=float('-inf'), unit='the unit of the distance')
+_MATRIX = Number(least=float('-inf'), unit='of the distance')
 _COSINE = Number(least=-1.0, most=1.0, closed=True, unit='cosine')
 _COSINES = ('cosine', 'dot')
 
@@ -108,7 +93,9 @@ LOSSES: dict[str, Loss] = {
       'beta': _ANY,
       'learn_beta': FLAG,
       'beta_per_class': FLAG,
-      'triplets_per_anchor': _AllOr(least=1, closed=True, integer=True),
+      'triplets_per_anchor': Number(
+        least=1, closed=True, integer=True, words=('all',)
+      ),
     },
     reducer='nonzero_mean',
     distance=Distance('lp'),

@@ -33,6 +33,8 @@ def circle(
 
   Cost: O(B G) time and memory.
 
+  Defaults: PML's, which the paper has for fine-grained retrieval.
+
   Args:
     similarities: [B, G] cosines of anchors and candidates, any float dtype.
     positives: [B, G] bool, the pairs of one class, without the row itself.

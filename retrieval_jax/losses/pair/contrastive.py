@@ -31,6 +31,8 @@ def contrastive(
 
   Cost: O(B G) time and memory.
 
+  Defaults: PML's, of this loss and of `signal_to_noise_ratio_contrastive`.
+
   Args:
     matrix: [B, G] distances (or similarities) of anchors and candidates, any
       float dtype.
@@ -92,6 +94,8 @@ def threshold_consistent_margin(
   on the cosine has to serve all classes (open-set verification, duplicates).
 
   Cost: O(B G) time and memory.
+
+  Defaults: PML's.
 
   Args:
     similarities: [B, G] cosines of anchors and candidates, any float dtype.

@@ -49,6 +49,8 @@ def dynamic_soft_margin(
   Cost: O(B G (D + P num_bins)) time with P the positives of an anchor, and
   O(B G) memory; triplets are counted, not listed.
 
+  Defaults: PML's.
+
   Args:
     embeddings: [B, D] of all anchors, any float dtype.
     candidates: [G, D] likewise.

@@ -36,6 +36,8 @@ def intra_pair_variance(
   Cost: O(B G D) time and O(B G) memory, and twice the products of the
   embeddings from 1,025 anchors on, where they are taken in blocks.
 
+  Defaults: PML's.
+
   Args:
     embeddings: [B, D] of all anchors, any float dtype.
     candidates: [G, D] likewise.

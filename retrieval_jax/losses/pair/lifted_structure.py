@@ -31,20 +31,21 @@ def lifted_structure(
            + d_ap - pos_margin
 
   with n the negatives of the anchor a, and m the anchors that p is a negative
-  of (the negatives of p, if candidates are the anchors themselves). Where a
-  miner has left neither end a negative, the logarithm is taken as 0, as PML
-  does; without any negative in the batch the loss is 0.
+  of (the negatives of p, if candidates are the anchors themselves). Where
+  neither end has a negative, the logarithm is taken as 0, as PML does; without
+  any negative in the batch the loss is 0.
 
-  Two things are not as in PML: with references, PML compares the places of
-  anchors and references as if they were in one list, where here p keeps its own
-  negatives; and a pair that a miner dropped in one direction only counts at the
-  end that kept it.
+  Not as in PML: with references, PML compares the places of anchors and
+  references as if they were in one list, where here p keeps its own negatives;
+  and miners, which PML takes here, are not.
 
   Use it for batches with few images of many classes (it was made for pairs
-  from tens of thousands of product classes); `generalized_lifted_structure` is
-  the usual choice with more images of a class.
+  from tens of thousands of product classes); with more images of a class
+  `generalized_lifted_structure` takes all positives at once.
 
   Cost: O(B G D) time, O(B G) memory; PML lists positive pairs x negative pairs.
+
+  Defaults: PML's.
 
   Args:
     embeddings: [B, D] of all anchors, any float dtype.
@@ -129,6 +130,8 @@ def generalized_lifted_structure(
   batch; it is a soft form of the batch-hard triplet loss.
 
   Cost: O(B G) time and memory.
+
+  Defaults: PML's.
 
   Args:
     matrix: [B, G] distances (or similarities) of anchors and candidates, any

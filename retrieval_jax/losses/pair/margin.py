@@ -42,11 +42,13 @@ def margin(
   is, of a boundary for each class over the same triplets and divisor. (Anchors
   with no l above 0 leave their nu beta out there, which PML keeps.)
 
-  Use it with distances on the sphere, where one boundary for all pairs beats
-  the relative one of a triplet; the paper draws negatives with the miner
-  `distance_weighted`.
+  Use it with distances on the sphere, where one boundary is to hold for all
+  pairs, and not relative to each anchor as in a triplet; the paper draws
+  negatives with the miner `distance_weighted`.
 
   Cost: O(B G) time and memory, besides what the miner takes.
+
+  Defaults: PML's; `beta_per_class` stands for its `num_classes`.
 
   Args:
     matrix: [B, G] distances (or similarities) of anchors and candidates, any

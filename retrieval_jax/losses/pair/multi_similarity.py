@@ -31,6 +31,9 @@ def multi_similarity(
 
   Cost: O(B G) time and memory.
 
+  Defaults: PML's. The authors' code has this `base` too; the paper has 1, as
+  PML's documentation says.
+
   Args:
     matrix: [B, G] similarities (or distances) of anchors and candidates, any
       float dtype.

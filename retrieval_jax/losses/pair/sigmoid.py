@@ -35,13 +35,14 @@ def sigmoid(
 
   Cost: O(B G) time and memory.
 
+  Defaults: the paper's, where the training starts.
+
   Args:
     similarities: [B, G] cosines of anchors and candidates, any float dtype.
     positives: [B, G] bool, the pairs of one class, without the row itself.
     negatives: [B, G] bool, the pairs of two classes.
-    temperature: t at the start of training, above 0; the default is the
-      paper's.
-    bias: b at the start of training; the default is the paper's.
+    temperature: t at the start of training, above 0.
+    bias: b at the start of training.
     params: {'log_temperature', 'bias'}, float32 scalars, what is learnt. None
       keeps both at their start.
     labels: of the anchors, see `counted_anchors`.

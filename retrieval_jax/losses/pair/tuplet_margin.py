@@ -32,6 +32,8 @@ def tuplet_margin(
 
   Cost: O(B G) time and memory.
 
+  Defaults: PML's.
+
   Args:
     similarities: [B, G] cosines of anchors and candidates, any float dtype.
     positives: [B, G] bool, the pairs of one class, without the row itself.

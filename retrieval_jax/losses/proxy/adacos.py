@@ -42,10 +42,11 @@ def adacos(
   a collapsed model would leave.
 
   Use it when there is no time to tune a scale and a margin; it has neither.
-  With both tuned, ArcFace is stronger.
 
   Cost: O(B C) time and memory, beside the product that gives the cosines; the
   dynamic one reads the cosines once more.
+
+  Defaults: the dynamic scale; without it, the fixed one.
 
   Args:
     cosines: [B, C] in [-1, 1] up to rounding, any float dtype.

@@ -40,6 +40,8 @@ def arcface(
 
   Cost: O(B C) time and memory, beside the product that gives the cosines.
 
+  Defaults: PML's. 28.6 degrees are 0.5 radians.
+
   Args:
     cosines: [B, C] in [-1, 1] up to rounding, any float dtype; the loss is
       float32.
@@ -100,6 +102,8 @@ def subcenter_arcface(
 
   Cost: O(B C) time and memory, beside O(B C sub_centers) for the cosines.
 
+  Defaults: PML's.
+
   Args:
     cosines: [B, C] in [-1, 1] up to rounding, any float dtype, of the nearest
       centre of each class.
@@ -150,10 +154,12 @@ def cosface(
                / (e^{scale (c_iy - margin)} + sum_{j != y} e^{scale c_ij}))
 
   Use it where ArcFace would do, when the plainest of the margins is wanted: it
-  trains as stably as the softmax without a margin and has no angle in it. It is
-  also known as AM-Softmax.
+  has no angle in it, and far from its class a row is drawn alike at any cosine.
+  It is also known as AM-Softmax.
 
   Cost: O(B C) time and memory, beside the product that gives the cosines.
+
+  Defaults: PML's.
 
   Args:
     cosines: [B, C] in [-1, 1] up to rounding, any float dtype; the loss is
@@ -224,11 +230,13 @@ def combined_margin(
 
   Cost: O(B C) time and memory, beside the product that gives the cosines.
 
+  Defaults: m1, m2 and m3 of the mixture that the ArcFace paper calls CM1; the
+  scale is that of `arcface`.
+
   Args:
     cosines: [B, C] in [-1, 1] up to rounding, any float dtype.
     labels: [B] int, the own class; negative marks padding.
-    m1: multiplies the angle, above 0. The three defaults are those of the
-      mixture that the ArcFace paper calls CM1.
+    m1: multiplies the angle, above 0.
     m2: added to the angle, radians, in [0, pi / 2].
     m3: taken from the cosine, in [0, 1].
     scale: above 0.

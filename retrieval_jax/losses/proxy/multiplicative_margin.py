@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from retrieval_jax.core.class_shards import Shard, own_cosines
+from retrieval_jax.core.errors import InputError
 from retrieval_jax.losses.proxy import softmax
 from retrieval_jax.losses.terms import Reducer, Terms
 
@@ -36,10 +37,12 @@ def sphereface(
   k = m, where the sign of the gradient is the wrong one; here k is m - 1.
 
   Use it where the length of an embedding should say how sure the model is, or
-  to compare with results on it; ArcFace is easier to train and has taken its
-  place. The scale is 1 because the length is learnt.
+  to compare with results on it; the ArcFace paper calls its training unstable.
+  The scale is 1 because the length is learnt.
 
   Cost: O(B C) time and memory, beside the product that gives the cosines.
+
+  Defaults: PML's.
 
   Args:
     cosines: [B, C] in [-1, 1] up to rounding, any float dtype.
@@ -97,6 +100,8 @@ def large_margin_softmax(
 
   Cost: O(B C) time and memory, beside the product that gives the cosines.
 
+  Defaults: PML's.
+
   Args:
     cosines: [B, C] in [-1, 1] up to rounding, any float dtype.
     labels: [B] int, the own class; negative marks padding.
@@ -125,6 +130,12 @@ def large_margin_softmax(
   References:
     Liu et al., Large-Margin Softmax, ICML 2016, eq. 6 and 7.
   """
+  if proxy_norms.shape[0] != cosines.shape[1]:
+    raise InputError(
+      f'loss.sub_centers is {proxy_norms.shape[0] // cosines.shape[1]}; '
+      'allowed is 1 for large_margin_softmax, which multiplies by the length '
+      'of the one proxy of a class'
+    )
   lengths = scale * norms.astype(jnp.float32)
   proxy_norms = proxy_norms.astype(jnp.float32)
   return _scaled_softmax(

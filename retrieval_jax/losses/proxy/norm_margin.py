@@ -51,6 +51,8 @@ def magface(
 
   Cost: O(B C) time and memory, beside the product that gives the cosines.
 
+  Defaults: those of the authors' training script.
+
   Args:
     cosines: [B, C] in [-1, 1] up to rounding, any float dtype.
     labels: [B] int, the own class; negative marks padding.
@@ -60,7 +62,7 @@ def magface(
     norm_min: l_a, above 0.
     norm_max: u_a, above `norm_min`.
     lambda_g: the weight of g, at least 0.
-    scale: above 0. The defaults of these are those of the paper.
+    scale: above 0.
     weights: [B] float, of the rows; each term is divided by their sum.
     reducer: over the rows.
     shard: how the classes are shared out over devices, or None.
@@ -83,7 +85,7 @@ def magface(
   """
   if norm_max <= norm_min:
     raise InputError(
-      f'norm_max is {norm_max!r} for magface; allowed is above norm_min, '
+      f'loss.norm_max is {norm_max!r}; allowed is above loss.norm_min, '
       f'{norm_min!r}: set both'
     )
   length = jnp.clip(norms.astype(jnp.float32), norm_min, norm_max)
@@ -138,6 +140,9 @@ def adaface(
 
   Cost: O(B C) time and memory, beside the product that gives the cosines.
 
+  Defaults: those of the authors' training scripts. There the decay is 1 less
+  `t_alpha`, 0.01; their head class alone has a `t_alpha` of 1, and no memory.
+
   Args:
     cosines: [B, C] in [-1, 1] up to rounding, any float dtype.
     labels: [B] int, the own class; negative marks padding, which is not in the
@@ -145,10 +150,8 @@ def adaface(
     norms: [B] float32, ||x_i||.
     state: 'mean' and 'std', float32 scalars; see `adaface_state`.
     margin: m of the paper, radians and cosine, in (0, 1].
-    h: how much of the batch lies within the clip, above 0; 0.333 is the
-      paper's.
-    decay: of the moving averages, in [0, 1), 0 being the batch alone. 0.99 is
-      the paper's; the published head class has 0.
+    h: how much of the batch lies within the clip, above 0.
+    decay: of the moving averages, in [0, 1), 0 being the batch alone.
     scale: above 0.
     axis_name: of the devices that hold the other rows, or None.
     weights: [B] float, of the rows; the loss is divided by their sum.

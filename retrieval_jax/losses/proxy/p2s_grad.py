@@ -32,6 +32,8 @@ def p2s_grad(
 
   Cost: O(B C) time and memory, beside the product that gives the cosines.
 
+  Defaults: there is no hyperparameter.
+
   Args:
     cosines: [B, C] in [-1, 1] up to rounding, any float dtype; the loss is
       float32.

@@ -32,12 +32,14 @@ def proxy_anchor(
   the whole batch, on any number of devices: a hard row takes the gradient of
   its class from the easier ones.
 
-  Use it for fine-grained sets of up to some ten thousand classes: of the losses
-  against proxies it converges fastest. The authors train the proxies with 100
-  times the learning rate of the network, and clip gradients.
+  Use it for fine-grained sets of up to some ten thousand classes; in the paper
+  it converges fastest. The authors train the proxies with 100 times the
+  learning rate of the network, and clip gradients.
 
   Cost: O(B C) time and memory, beside the product that gives the cosines;
   devices that share the rows exchange O(C).
+
+  Defaults: PML's and the authors'.
 
   Args:
     cosines: [B, C] in [-1, 1] up to rounding, any float dtype; the loss is

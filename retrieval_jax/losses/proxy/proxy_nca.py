@@ -26,6 +26,8 @@ def normalized_softmax(
 
   Cost: O(B C) time and memory, beside the product that gives the cosines.
 
+  Defaults: PML's.
+
   Args:
     cosines: [B, C] in [-1, 1] up to rounding, any float dtype; the loss is
       float32.
@@ -87,6 +89,8 @@ def proxy_nca(
 
   Cost: O(B C) time and memory, beside the product that gives the cosines.
 
+  Defaults: PML's.
+
   Args:
     cosines: [B, C] in [-1, 1] up to rounding, any float dtype; the loss is
       float32.
@@ -147,13 +151,14 @@ def proxy_nca_pp(
 
   Cost: O(B C) time and memory, beside the product that gives the cosines.
 
+  Defaults: the authors' scale of 3, squared.
+
   Args:
     cosines: [B, C] in [-1, 1] up to rounding, any float dtype; the loss is
       float32.
     labels: [B] int, the own class; negative marks padding, which counts 0. A
       label of C or above gives NaN.
-    temperature: T of the paper, of the squared distances, above 0; by default
-      the paper's.
+    temperature: T of the paper, of the squared distances, above 0.
     weights: [B] float, of the rows; the loss is divided by their sum. None is
       1 for each.
     reducer: over the rows.

@@ -28,6 +28,7 @@ LOSSES: dict[str, Loss] = {
     kind='proxy',
     hyperparameters={'margin': _MARGIN, 'alpha': Number()},
     needs=('axis_name', 'shard'),
+    of_classes=True,
   ),
   'proxy_nca': Loss(
     proxy_nca,

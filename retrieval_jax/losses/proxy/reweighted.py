@@ -37,12 +37,13 @@ def circle_classification(
 
   Cost: O(B C) time and memory, beside the product that gives the cosines.
 
+  Defaults: the paper's for faces; for person re-identification it has 0.25 and
+  a scale of 128, for fine-grained retrieval 0.4 and 80.
+
   Args:
     cosines: [B, C] in [-1, 1] up to rounding, any float dtype.
     labels: [B] int, the own class; negative marks padding.
-    margin: m of the paper, in (0, 1]. The defaults are the paper's for faces;
-      for person re-identification it has 0.25 and a scale of 128, for
-      fine-grained retrieval 0.4 and 80.
+    margin: m of the paper, in (0, 1].
     scale: gamma of the paper, above 0.
     stop_gradient: whether the weights carry no gradient.
     weights: [B] float, of the rows; the loss is divided by their sum.
@@ -106,12 +107,14 @@ def curricularface(
 
   Cost: O(B C) time and memory, beside the product that gives the cosines.
 
+  Defaults: those of the authors' code.
+
   Args:
     cosines: [B, C] in [-1, 1] up to rounding, any float dtype.
     labels: [B] int, the own class; negative marks padding, which is not in the
       average either.
     state: 't', a float32 scalar; see `curricularface_state`.
-    margin: m, radians, in (0, pi / 2]. The defaults are the paper's.
+    margin: m, radians, in (0, pi / 2].
     decay: of the moving average, in [0, 1), 0 being the batch alone.
     scale: above 0.
     axis_name: of the devices that hold the other rows, or None.

@@ -38,6 +38,8 @@ def soft_triple(
 
   Cost: O(B C K) time and memory, with K centres a class.
 
+  Defaults: PML's.
+
   Args:
     cosines: [B, C, K] in [-1, 1] up to rounding, any float dtype; the loss is
       float32.

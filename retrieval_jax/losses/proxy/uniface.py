@@ -41,14 +41,15 @@ def uniface(
 
   Cost: O(B C) time and memory, beside the product that gives the cosines.
 
+  Defaults: those of the authors' code.
+
   Args:
     cosines: [B, C] in [-1, 1] up to rounding, any float dtype; the loss is
       float32.
     labels: [B] int, the own class; negative marks padding, which counts 0. A
       label of C or above gives NaN.
     params: {'bias': float32 scalar}, of `init_params`.
-    margin: m of the paper, in (0, 1]; by default that of the authors' code, as
-      are the others.
+    margin: m of the paper, in (0, 1].
     scale: s of the paper, above 0.
     negative_weight: lambda of the paper, above 0.
     weights: [B] float, of the rows; the loss is divided by their sum. None is

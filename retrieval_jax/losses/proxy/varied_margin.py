@@ -6,6 +6,7 @@ from jax import lax
 
 from retrieval_jax.core import collectives
 from retrieval_jax.core.class_shards import Shard, own_cosines
+from retrieval_jax.core.errors import InputError
 from retrieval_jax.losses.proxy import angles, softmax
 from retrieval_jax.losses.terms import Reducer, Terms
 
@@ -38,13 +39,16 @@ def dynamic_margin(
 
   Cost: O(B C) time and memory, beside the product that gives the cosines.
 
+  Defaults: margins and exponent of the paper's code; the scale is that of
+  `arcface`.
+
   Args:
     cosines: [B, C] in [-1, 1] up to rounding, any float dtype.
     labels: [B] int, the own class; negative marks padding.
     class_counts: [B] float32, n_y of each row; below 1 counts as 1.
-    margin_min: of the largest class, radians, in [0, pi / 2]. This default and
-      the next two are those of the paper's code.
-    margin_max: of a class of one image, radians, in (0, pi / 2].
+    margin_min: of the largest class, radians, in [0, pi / 2].
+    margin_max: of a class of one image, radians, in (0, pi / 2], at least
+      `margin_min`.
     exponent: lambda of the paper, above 0.
     scale: above 0.
     weights: [B] float, of the rows; the loss is divided by their sum.
@@ -53,6 +57,9 @@ def dynamic_margin(
 
   Returns:
     The term 'loss', one value a row.
+
+  Raises:
+    InputError: if the margins contradict each other.
 
   Example:
     >>> cosines = jnp.array([[0.8, 0.1], [0.8, 0.1]])
@@ -69,6 +76,11 @@ def dynamic_margin(
     Ha et al., Google Landmark Recognition 2020 Competition Third Place
     Solution, 2020.
   """
+  if margin_max < margin_min:
+    raise InputError(
+      f'loss.margin_max is {margin_max!r}; allowed is at least '
+      f'loss.margin_min, {margin_min!r}: rare classes have the larger margin'
+    )
   counts = jnp.maximum(class_counts.astype(jnp.float32), 1.0)
   margins = margin_min + (margin_max - margin_min) * counts**-exponent
   return softmax.margin_softmax(
@@ -113,6 +125,8 @@ def elasticface(
 
   Cost: O(B C) time and memory, beside the product that gives the cosines;
   `plus` sorts two vectors of the batch.
+
+  Defaults: those of the authors' code.
 
   Args:
     cosines: [B, C] in [-1, 1] up to rounding, any float dtype.

@@ -58,6 +58,8 @@ def triplet_margin(
   row: order the candidates by class and P is the size of a class), O(B G)
   memory. `swap` makes that O(B G P D), as matrix products.
 
+  Defaults: PML 2.9's; PML 3 has a `margin` of 0.2.
+
   Args:
     distances: [B, G] of anchors and candidates, any float dtype.
     positives: [B, G] bool, the pairs of one class, without the row itself.
