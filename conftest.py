@@ -21,10 +21,12 @@ os.environ['RETRIEVAL_JAX_CACHE'] = os.path.join(_FOLDER.name, 'data')
 jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
-# These also for the processes that tests start. Tests that train run the same
-# few programs again and again, so what is compiled once is kept.
+# These also for the processes that tests start. Compiling is most of what tests
+# cost: the programs are small, so they are optimised little, and since tests
+# that train run the same few again and again, what is compiled once is kept.
 for _name, _value in (
   ('jax_platforms', 'cpu'),
+  ('jax_disable_most_optimizations', True),
   ('jax_compilation_cache_dir', os.path.join(_FOLDER.name, 'compiled')),
   ('jax_persistent_cache_min_compile_time_secs', 0.0),
 ):

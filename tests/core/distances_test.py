@@ -10,8 +10,6 @@ from absl.testing import absltest, parameterized
 from retrieval_jax.core.distances import Distance
 from retrieval_jax.core.errors import InputError
 
-FAST = {'xla_backend_optimization_level': 0}
-
 CASES = (
   Distance('cosine'),
   Distance('dot'),
@@ -59,9 +57,7 @@ def weighted_sum(distance):
     matrix = distance.matrix(x, y)
     return jnp.sum(jnp.where(weights == 0, 0, matrix * weights)), matrix
 
-  return jax.jit(
-    jax.value_and_grad(f, argnums=(0, 1), has_aux=True), compiler_options=FAST
-  )
+  return jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))
 
 
 def as_float32(*xs):

@@ -19,8 +19,6 @@ from retrieval_jax import losses
 from retrieval_jax.core import collectives
 
 BATCH, DIM, NUM_CLASSES, DEVICES = 16, 6, 5, 4
-# Programs of tests are run a few times each: compiling is what they cost.
-FAST = {'xla_backend_optimization_level': 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +174,7 @@ def one_device(name, steep=False):
       inputs, labels, state
     )
 
-  compiled = jax.jit(run, compiler_options=FAST)
+  compiled = jax.jit(run)
   # The state is an argument, so that nothing is folded away.
   return lambda inputs, labels: compiled(inputs, labels, target.init_state())
 

@@ -16,7 +16,6 @@ from retrieval_jax.core.errors import InputError
 from retrieval_jax.losses import listwise
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'pml_listwise.json'
-FAST = {'xla_backend_optimization_level': 0}
 
 
 def sigmoid(x):
@@ -184,7 +183,7 @@ def step_of(case, extreme=False):
     terms = getattr(listwise, name)(s, positives, negatives, **hyper)
     return losses.reduce_terms(terms)[0]
 
-  return jax.jit(jax.value_and_grad(loss_fn), compiler_options=FAST)
+  return jax.jit(jax.value_and_grad(loss_fn))
 
 
 def run(case, s, positives, negatives, extreme=False):
@@ -258,8 +257,7 @@ class SmoothApTest(absltest.TestCase):
     recorded = json.loads(GOLDEN.read_text())['smooth_ap']
 
     step = jax.jit(
-      functools.partial(losses.compute, 'smooth_ap', temperature=0.3),
-      compiler_options=FAST,
+      functools.partial(losses.compute, 'smooth_ap', temperature=0.3)
     )
 
     def ours(row):
@@ -306,7 +304,7 @@ class SmoothApTest(absltest.TestCase):
     def loss_fn(s, positives, negatives):
       return losses.reduce_terms(listwise.smooth_ap(s, positives, negatives))[0]
 
-    step = jax.jit(jax.value_and_grad(loss_fn), compiler_options=FAST)
+    step = jax.jit(jax.value_and_grad(loss_fn))
     memory = step.lower(matrix, mask, mask).compile().memory_analysis()
     self.assertLess(memory.temp_size_in_bytes, 24 * 4 * size * size)
 
@@ -314,7 +312,7 @@ class SmoothApTest(absltest.TestCase):
 class RoadmapTest(absltest.TestCase):
   def test_it_is_an_upper_bound(self):
     s, positives, negatives = make_pairs()
-    step = jax.jit(listwise.roadmap, compiler_options=FAST)
+    step = jax.jit(listwise.roadmap)
     terms = step(jnp.asarray(s, jnp.float32), positives, negatives)
     values, counts = terms['ap']
     np.testing.assert_array_equal(counts, [1, 0, 1])
@@ -334,7 +332,7 @@ class RecallTest(absltest.TestCase):
     step = functools.partial(
       listwise.recall_at_k, ks=(1,), rank_temperature=20.0
     )
-    terms = jax.jit(step, compiler_options=FAST)(s, positives, ~positives)
+    terms = jax.jit(step)(s, positives, ~positives)
     # Four sigmoids of nearly 1 / 2 are 2 of 1 without the cap.
     self.assertEqual(terms['loss'][0], 0)
 
@@ -366,8 +364,7 @@ class HistogramTest(parameterized.TestCase):
     value, gradient = jax.jit(
       jax.value_and_grad(
         lambda x: losses.compute('histogram', x, jnp.asarray(y), n_bins=8)
-      ),
-      compiler_options=FAST,
+      )
     )(jnp.asarray(x, jnp.float32))
     self.assertAlmostEqual(value.item(), expected, places=5)
     self.assertTrue(np.isfinite(gradient).all())
@@ -389,7 +386,7 @@ class HistogramTest(parameterized.TestCase):
       )
       return jnp.sum(found * into)
 
-    step = jax.jit(jax.value_and_grad(ours), compiler_options=FAST)
+    step = jax.jit(jax.value_and_grad(ours))
     value, gradient = step(jnp.asarray(values, jnp.float32))
     np.testing.assert_allclose(value, total(values), rtol=1e-5)
     compared = np.zeros_like(values)
@@ -416,7 +413,6 @@ class FastApTest(absltest.TestCase):
     step = jax.jit(
       functools.partial(listwise.fast_ap, num_bins=7),
       static_argnames='distance',
-      compiler_options=FAST,
     )
     squared = step(squares, positives, negatives)
     # The default ends at 4, the power 1 at 2: half of all is the same.

@@ -19,7 +19,6 @@ from retrieval_jax.losses import mining
 from retrieval_jax.losses.mining import counting, ranks
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'pml_miners.json'
-FAST = {'xla_backend_optimization_level': 0}
 RECORDED = json.loads(GOLDEN.read_text())
 
 
@@ -355,9 +354,7 @@ class ComputeTest(parameterized.TestCase):
         ]
       )
 
-    step = jax.jit(
-      lambda x: (loss_fn(x), jax.jacrev(loss_fn)(x)), compiler_options=FAST
-    )
+    step = jax.jit(lambda x: (loss_fn(x), jax.jacrev(loss_fn)(x)))
     values, gradients = step(jnp.asarray(x))
     self.assertTrue(np.all(np.isfinite(values)))
     self.assertTrue(np.all(np.isfinite(gradients)))

@@ -125,9 +125,6 @@ LOOPS = {
 }
 
 
-FAST = {'xla_backend_optimization_level': 0}
-
-
 def terms_of(name, cosines, labels, bias=BIAS, **options):
   if LOSSES[name].params is not None:
     options['params'] = {'bias': bias}
@@ -136,9 +133,7 @@ def terms_of(name, cosines, labels, bias=BIAS, **options):
 
 @functools.cache
 def terms_program(name, options):
-  return jax.jit(
-    lambda c, y: terms_of(name, c, y, **dict(options)), compiler_options=FAST
-  )
+  return jax.jit(lambda c, y: terms_of(name, c, y, **dict(options)))
 
 
 def run(name, cosines, labels=LABELS, **options):
@@ -157,7 +152,7 @@ def compiled(name, soft):
     terms = terms_of(name, cosines, labels, bias, weights=weights, **hyper)
     return reduce_terms(terms)[0]
 
-  return jax.jit(jax.value_and_grad(loss_fn, (0, 1)), compiler_options=FAST)
+  return jax.jit(jax.value_and_grad(loss_fn, (0, 1)))
 
 
 def value_and_gradients(name, cosines, labels=LABELS, soft=True, weights=None):

@@ -19,7 +19,6 @@ GOLDEN = pathlib.Path(__file__).parents[1] / 'golden/pml_regularizers.json'
 RECORDED = json.loads(GOLDEN.read_text())
 ROWS = np.array(RECORDED['rows'], np.float32)
 CENTERS = 3
-FAST = {'xla_backend_optimization_level': 0}
 named = parameterized.parameters(*REGULARIZERS)
 
 
@@ -35,7 +34,7 @@ def reduced(rows, valid, axis_name=None, *, name, **hyper):
 @functools.cache
 def compiled(name, hyper=()):
   function = functools.partial(reduced, name=name, **dict(hyper))
-  return jax.jit(jax.value_and_grad(function), compiler_options=FAST)
+  return jax.jit(jax.value_and_grad(function))
 
 
 def run(name, rows, valid=None, **hyper):

@@ -15,7 +15,6 @@ from retrieval_jax.losses.mining import sampled
 from retrieval_jax.losses.terms import Reducer
 from retrieval_jax.losses.triplet import triplet_margin
 
-FAST = {'xla_backend_optimization_level': 0}
 REDUCERS = (
   'mean',
   'nonzero_mean',
@@ -102,7 +101,7 @@ def terms_of(reducer, type_of_triplets=None, smooth=False, margin=1.0):
     )
     return terms['loss']
 
-  return jax.jit(f, compiler_options=FAST)
+  return jax.jit(f)
 
 
 class SumTest(parameterized.TestCase):
@@ -205,7 +204,7 @@ class SwapTest(parameterized.TestCase):
       )
       return values.sum() / counts.sum()
 
-    @functools.partial(jax.jit, compiler_options=FAST)
+    @jax.jit
     @functools.partial(jax.value_and_grad, argnums=(0, 1))
     def loss_fn(x, ref):
       values, counts = triplet_margin(
@@ -273,8 +272,7 @@ class DrawTest(parameterized.TestCase):
         swap=swap,
         triplets_per_anchor=5,
         distance=RAW,
-      ),
-      compiler_options=FAST,
+      )
     )(
       d,
       *masks,
@@ -301,7 +299,7 @@ class ComputeTest(absltest.TestCase):
     y = np.arange(12) % 3
     mapping = {'name': 'triplet_margin', 'type_of_triplets': 'all'}
 
-    @functools.partial(jax.jit, compiler_options=FAST)
+    @jax.jit
     def both(x):
       return [
         losses.compute('triplet_margin', x, y, miner=miner)
@@ -317,7 +315,7 @@ class ComputeTest(absltest.TestCase):
     x = jnp.asarray(random.randn(9, 4), jnp.float32)
     y = jnp.asarray([2, 0, 1, 0, 2, 1, 1, 0, 2], jnp.int32)
     loss_fn = functools.partial(losses.compute, 'triplet_margin')
-    step = jax.jit(jax.value_and_grad(loss_fn), compiler_options=FAST)
+    step = jax.jit(jax.value_and_grad(loss_fn))
     value, gradient = step(x, y)
     order = random.permutation(9)
     moved = step(x[order], y[order])
