@@ -22,7 +22,9 @@ so that a change of the machine's load meets both. A worker is pinned to one
 core with one thread (torch on two busy cores stalls at its barriers).
 
 Extra memory is the peak resident memory of the calls over the resident memory
-after the inputs were built and the step was compiled.
+after the inputs were built and the step was compiled. A side that fails, or
+asks for more than `--memory` GiB, is shown with its reason instead of a time; a
+first call of more than 20 seconds is the only one.
 """
 
 import argparse
@@ -33,16 +35,20 @@ import json
 import math
 import os
 import pathlib
+import resource
 import statistics
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 # A turn lasts at least this long: calls of microseconds are repeated.
 _MIN_TURN_SECONDS = 0.02
+# A first call of that length is not repeated.
+_LONG_SECONDS = 20.0
 _ONE_THREAD = {
   'JAX_PLATFORMS': 'cpu',
   'MKL_NUM_THREADS': '1',
@@ -78,11 +84,15 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-  """What one side of a case took: seconds a call, MiB extra, its number."""
+  """What one side of a case took: seconds a call, MiB extra, its number.
 
-  seconds: float
-  extra_mib: float
-  value: float | None
+  A side that failed has NaN for seconds, and the reason in `failure`.
+  """
+
+  seconds: float = math.nan
+  extra_mib: float = math.nan
+  value: float | None = None
+  failure: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +105,7 @@ class Measurement:
 
   @property
   def ratio(self) -> float | None:
-    """Ratio of the median times; below 1 this project is faster."""
+    """Ratio of the median times, NaN if a side failed; below 1 is faster."""
     return None if self.peer is None else self.ours.seconds / self.peer.seconds
 
 
@@ -108,6 +118,7 @@ def measure(
   seconds: float = 60.0,
   core: int | None = None,
   clock: str = 'wall',
+  memory: float = 10.0,
 ) -> Measurement:
   """Measures one case.
 
@@ -120,37 +131,36 @@ def measure(
     core: the core both sides are pinned to; the last one by default.
     clock: 'wall', or 'cpu' for the processor time of the worker, which other
       programs on the same core do not lengthen.
+    memory: GiB that a side may allocate; beyond that it fails.
   """
   if core is None:
     core = max(os.sched_getaffinity(0))
-  sides = [_Worker(script, case.ours, case.arguments, sys.executable, core)]
+  makers = [(case.ours, sys.executable)]
+  if case.peer is not None:
+    makers.append((case.peer, peer_python))
+  sides = [
+    _Worker(script, function, case.arguments, python, core, clock, memory)
+    for function, python in makers
+  ]
   try:
-    if case.peer is not None:
-      sides.append(
-        _Worker(script, case.peer, case.arguments, peer_python, core)
-      )
     # The second call is the first that pays for nothing but the work.
     for _ in range(2):
-      first = [side.ask(calls=1, clock=clock) for side in sides]
-    calls = [
-      max(1, math.ceil(_MIN_TURN_SECONDS / max(answer['seconds'], 1e-6)))
-      for answer in first
-    ]
-    times: list[list[float]] = [[] for _ in sides]
+      for side in sides:
+        if not side.is_done:
+          side.turn(calls=1)
+    for side in sides:
+      side.forget()
     begin = time.monotonic()
     for turn in range(rounds):
       if turn >= 3 and time.monotonic() - begin > seconds:
         break
-      for side, side_times, n in zip(sides, times, calls, strict=True):
-        side_times.append(side.ask(calls=n, clock=clock)['seconds'])
-    last = [side.ask(calls=0, clock=clock) for side in sides]
+      for side in sides:
+        if not side.is_done:
+          side.turn()
+    results = [side.result() for side in sides]
   finally:
     for side in sides:
       side.close()
-  results = [
-    Side(statistics.median(t), answer['extra_mib'], answer['value'])
-    for t, answer in zip(times, last, strict=True)
-  ]
   return Measurement(case, results[0], results[1] if case.peer else None)
 
 
@@ -171,7 +181,9 @@ def main(script: str, cases: Sequence[Case], peer: str = 'peer') -> None:
   parser.add_argument('--seconds', type=float, default=60.0, help='per case')
   parser.add_argument('--core', type=int, default=None)
   parser.add_argument('--clock', choices=sorted(_CLOCKS), default='wall')
+  parser.add_argument('--memory', type=float, default=10.0, help='GiB, a side')
   parser.add_argument('--no-peer', action='store_true')
+  parser.add_argument('--json', type=pathlib.Path, help='file to add to')
   flags = parser.parse_args()
 
   def measured() -> Iterator[Measurement]:
@@ -180,7 +192,7 @@ def main(script: str, cases: Sequence[Case], peer: str = 'peer') -> None:
         continue
       if flags.no_peer:
         case = dataclasses.replace(case, peer=None)
-      yield measure(
+      found = measure(
         script,
         case,
         peer_python=flags.peer_python,
@@ -188,10 +200,32 @@ def main(script: str, cases: Sequence[Case], peer: str = 'peer') -> None:
         seconds=flags.seconds,
         core=flags.core,
         clock=flags.clock,
+        memory=flags.memory,
       )
+      if flags.json is not None:
+        _add(flags.json, found)
+      yield found
 
   for line in _table_lines(measured(), peer):
     print(line, flush=True)
+
+
+def _add(path: pathlib.Path, measurement: Measurement) -> None:
+  """Puts what was measured in the place of what the file has of the case."""
+  collected = json.loads(path.read_text()) if path.exists() else {}
+  sides = {'ours': measurement.ours, 'peer': measurement.peer}
+  collected[measurement.case.name] = {
+    name: _rounded(side) for name, side in sides.items() if side is not None
+  }
+  path.write_text(json.dumps(collected, indent=1) + '\n')
+
+
+def _rounded(side: Side) -> dict[str, Any]:
+  if side.failure:
+    return {'failure': side.failure}
+  found = {'seconds': side.seconds, 'extra_mib': side.extra_mib}
+  found |= {} if side.value is None else {'value': side.value}
+  return {name: float(f'{number:.4g}') for name, number in found.items()}
 
 
 def _table_lines(measurements, peer: str) -> Iterator[str]:
@@ -201,15 +235,15 @@ def _table_lines(measurements, peer: str) -> Iterator[str]:
   )
   yield '|---|' + '---:|' * 8
   for m in measurements:
-    other = m.peer or Side(math.nan, math.nan, None)
+    other = m.peer or Side()
     cells = [
       m.case.name,
-      f'{1e3 * m.ours.seconds:.4g}',
-      '' if m.peer is None else f'{1e3 * other.seconds:.4g}',
-      '' if m.ratio is None else f'{m.ratio:.2g}',
+      m.ours.failure or f'{1e3 * m.ours.seconds:.4g}',
+      '' if m.peer is None else other.failure or f'{1e3 * other.seconds:.4g}',
+      '' if m.ratio is None or m.ratio != m.ratio else f'{m.ratio:.2g}',
       '' if m.case.bar is None else f'{m.case.bar:g}',
-      f'{m.ours.extra_mib:.0f}',
-      '' if m.peer is None else f'{other.extra_mib:.0f}',
+      '' if m.ours.failure else f'{m.ours.extra_mib:.0f}',
+      '' if math.isnan(other.extra_mib) else f'{other.extra_mib:.0f}',
       '' if m.ours.value is None else f'{m.ours.value:.6g}',
       '' if other.value is None else f'{other.value:.6g}',
     ]
@@ -219,12 +253,14 @@ def _table_lines(measurements, peer: str) -> Iterator[str]:
 class _Worker:
   """A process that runs one side of a case when it is asked to."""
 
-  def __init__(self, script, function, arguments, python, core):
+  def __init__(self, script, function, arguments, python, core, clock, memory):
     request = {
       'script': str(pathlib.Path(script).resolve()),
       'function': function.__name__,
       'arguments': arguments,
       'core': core,
+      'clock': clock,
+      'memory': memory,
     }
     self._process = subprocess.Popen(
       [python, str(pathlib.Path(__file__).resolve()), json.dumps(request)],
@@ -233,17 +269,51 @@ class _Worker:
       text=True,
       env=os.environ | _ONE_THREAD,
     )
-    self._answer()
+    self._times = []
+    self._calls = 1
+    self._last = self._answer()
 
-  def ask(self, **request) -> dict[str, Any]:
-    """Has the worker call its function; returns what it measured."""
-    self._process.stdin.write(json.dumps(request) + '\n')
-    self._process.stdin.flush()
-    return self._answer()
+  @property
+  def is_done(self) -> bool:
+    """Whether another call would tell nothing, or take too long."""
+    return (
+      'failure' in self._last or max(self._times, default=0) > _LONG_SECONDS
+    )
+
+  def turn(self, calls: int | None = None) -> None:
+    """Has the worker call its function so often, and keeps its answer."""
+    calls = calls or self._calls
+    try:
+      self._process.stdin.write(json.dumps({'calls': calls}) + '\n')
+      self._process.stdin.flush()
+    except BrokenPipeError:
+      pass
+    self._last = self._answer()
+    self._times.append(self._last.get('seconds', math.nan))
+
+  def forget(self) -> None:
+    """Ends the warm-up: turns are long enough to be measured from here on."""
+    if not self.is_done:
+      seconds = max(self._times.pop(), 1e-6)
+      self._times.clear()
+      self._calls = math.ceil(_MIN_TURN_SECONDS / seconds)
+
+  def result(self) -> Side:
+    """Returns what the turns took."""
+    if 'failure' in self._last:
+      return Side(failure=self._last['failure'])
+    return Side(
+      statistics.median(self._times),
+      self._last['extra_mib'],
+      self._last['value'],
+    )
 
   def close(self) -> None:
     """Ends the worker."""
-    self._process.stdin.close()
+    try:
+      self._process.stdin.close()
+    except BrokenPipeError:
+      pass
     self._process.stdout.close()
     try:
       self._process.wait(timeout=10)
@@ -253,9 +323,7 @@ class _Worker:
 
   def _answer(self) -> dict[str, Any]:
     line = self._process.stdout.readline()
-    if not line:
-      raise RuntimeError('a benchmark worker ended early; see its traceback')
-    return json.loads(line)
+    return json.loads(line) if line else {'failure': 'fails: ended early'}
 
 
 def _serve(request: dict[str, Any]) -> None:
@@ -270,23 +338,39 @@ def _serve(request: dict[str, Any]) -> None:
   sys.modules[script.stem] = module
   spec.loader.exec_module(module)
   step = getattr(module, request['function'])(**request['arguments'])
+  _limit_memory(request['memory'])
   _give_back_freed_memory()
   before = _reset_peak_mib()
-  value = None
+  clock = _CLOCKS[request['clock']]
   print('{}', file=answers, flush=True)
   for line in sys.stdin:
-    ask = json.loads(line)
-    clock = _CLOCKS[ask['clock']]
-    begin = clock()
-    for _ in range(ask['calls']):
-      value = step()
-    seconds = (clock() - begin) / max(ask['calls'], 1)
-    answer = {
-      'seconds': seconds,
-      'extra_mib': max(0.0, _status_mib('VmHWM') - before),
-      'value': float(value) if isinstance(value, int | float) else None,
-    }
+    calls = json.loads(line)['calls']
+    try:
+      begin = clock()
+      for _ in range(calls):
+        value = step()
+      answer = {
+        'seconds': (clock() - begin) / calls,
+        'extra_mib': max(0.0, _status_mib('VmHWM') - before),
+        'value': float(value) if isinstance(value, int | float) else None,
+      }
+    except Exception as error:
+      traceback.print_exc()
+      answer = {'failure': f'fails: {_reason(error)}'}
     print(json.dumps(answer), file=answers, flush=True)
+
+
+def _limit_memory(gib: float) -> None:
+  """Has an allocation beyond that fail, so that no other program is killed."""
+  limit = int(gib * 2**30)
+  resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def _reason(error: Exception) -> str:
+  text = ' '.join(str(error).split())
+  if isinstance(error, MemoryError) or 'alloc' in text:
+    return 'out of memory'
+  return text.partition('. ')[0][:60]
 
 
 def _give_back_freed_memory() -> None:

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 
 _PRECISION = lax.Precision.HIGHEST
+# Up to so many rows a transposed matrix of pairs is read from a near cache.
+_FEW_ROWS = 256
 
 
 def normalize(x: jax.Array, axis: int = -1) -> jax.Array:
@@ -66,6 +68,41 @@ def dot_products(x: jax.Array, y: jax.Array) -> jax.Array:
     precision=_PRECISION,
     preferred_element_type=jnp.float32,
   )
+
+
+def pair_products(x: jax.Array, y: jax.Array) -> jax.Array:
+  """Returns `dot_products(x, y)`, with a faster gradient where y is x.
+
+  Of a few rows with themselves the gradient is one product, (G + G^T) x,
+  instead of two.
+
+  Args:
+    x: [B, D] any float dtype.
+    y: [G, D] likewise.
+
+  Returns:
+    [B, G] float32.
+
+  Example:
+    >>> x = jnp.array([[1.0, 2.0]])
+    >>> pair_products(x, x).tolist()
+    [[5.0]]
+  """
+  if x is y and len(x) <= _FEW_ROWS:
+    return _products_with_itself(x)
+  return dot_products(x, y)
+
+
+@jax.custom_jvp
+def _products_with_itself(x):
+  return dot_products(x, x)
+
+
+@_products_with_itself.defjvp
+def _products_with_itself_jvp(primals, tangents):
+  (x,), (dx,) = primals, tangents
+  half = dot_products(dx, x)
+  return dot_products(x, x), half + half.T
 
 
 def cosine_similarities(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -86,9 +86,10 @@ class Distance:
 
   def matrix(self, x: jax.Array, y: jax.Array) -> jax.Array:
     """Returns [B, G] float32 of anchors x [B, D] and candidates y [G, D]."""
-    x, y = self.prepare(x), self.prepare(y)
+    is_same, x = x is y, self.prepare(x)
+    y = x if is_same else self.prepare(y)
     if self.inverted:
-      return arrays.dot_products(x, y)
+      return arrays.pair_products(x, y)
     if self.name == 'snr':
       return _snr_matrix(x, y)
     scale = jnp.float32(1.0)
@@ -185,7 +186,7 @@ def _squares(x, y):
   """Returns ||x_i - y_j||^2, and what of it is rounding."""
   size = jnp.sum(x * x, axis=1)[:, None] + jnp.sum(y * y, axis=1)[None, :]
   return (
-    size - 2.0 * arrays.dot_products(x, y),
+    size - 2.0 * arrays.pair_products(x, y),
     _ROUNDING * lax.stop_gradient(size),
   )
 

@@ -236,6 +236,7 @@ def _needs(needs, owner, anchors, candidates, extras):
     'ids': lambda: anchors.ids,
     'candidate_ids': lambda: candidates.ids,
     'relevance': lambda: _relevance(anchors, candidates),
+    'anchors': lambda: anchors.embeddings,
     'candidates': lambda: candidates.embeddings,
     'distance': lambda: owner.distance,
     'row_keys': lambda: row_keys(extras.key, anchors.ids),

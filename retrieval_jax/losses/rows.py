@@ -120,7 +120,8 @@ class Loss:
     candidate_ids     [G] int32, likewise; -1 for rows of no batch
     distance          the `Distance` that the user chose
     relevance         [B, G] float32 of the pairs, 0 at self and padding
-    candidates        [G, D] of a pair loss, the embeddings of the candidates
+    anchors           [B, D] of a pair loss, the embeddings of the anchors
+    candidates        [G, D] likewise of the candidates
     row_keys          [B] random keys, a function of the step and the row
     norms             [B] float32, lengths of the embeddings as they came
     class_counts      [B] float32, training images of the row's class

@@ -62,6 +62,29 @@ def test_nan_is_not_hidden():
   assert np.isnan(arrays.norms(x)[0])
 
 
+# Few rows, rows that share lines of the cache, and neither.
+@pytest.mark.parametrize('num_columns', [4, 512, 300])
+@pytest.mark.parametrize('itself', [False, True])
+def test_gradients_of_pair_products(num_columns, itself):
+  y = _RNG.normal(size=(num_columns, 7))
+  x = y if itself else _X
+  weights = _RNG.normal(size=(len(x), num_columns))
+
+  def function(x, y):
+    return jnp.sum(weights * jnp.sin(arrays.pair_products(x, y)))
+
+  slopes = weights * np.cos(x @ y.T)
+  expected = slopes @ y, slopes.T @ x
+  x, y = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
+  found = jax.grad(function, (0, 1))(x, y)
+  if itself:
+    expected = (sum(expected),)
+    found = (jax.jit(jax.grad(lambda x: function(x, x)))(x),)
+  for gradient, reference in zip(found, expected, strict=True):
+    largest = np.abs(reference).max()
+    np.testing.assert_allclose(gradient, reference, atol=2e-6 * largest)
+
+
 def test_sub_centers_take_the_nearest():
   proxies = jnp.asarray(_RNG.normal(size=(6, 7)), jnp.float32)
   x = jnp.asarray(_X, jnp.float32)

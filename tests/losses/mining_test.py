@@ -96,6 +96,12 @@ class PmlTest(parameterized.TestCase):
     found, positives, negatives = select(
       case['miner'], case['options'], *RECORDED['batches'][case['batch']]
     )
+    if isinstance(found, mining.Listed):
+      listed = np.stack([found.positives, found.negatives], axis=-1)
+      rows, places = np.nonzero(found.used)
+      triplets = [[a, *listed[a, t]] for a, t in zip(rows, places, strict=True)]
+      self.assertEqual(triplets, case['triplets'])
+      return
     if mining.MINERS[case['miner']].kind == 'triplet':
       used = cube(found, positives, negatives)
       self.assertEqual(indices(used), case['triplets'])

@@ -77,10 +77,11 @@ def instance(
   ordered = jnp.sort(candidate_labels)
   new = (ordered >= 0) & (ordered != jnp.roll(ordered, 1))
   new = new.at[:1].set(ordered[:1] >= 0)
-  smaller = new[None, :] & (ordered[None, :] < labels[:, None])
-  rank = jnp.sum(smaller, axis=1)
-  place = jnp.cumsum(valid) - 1
-  own = valid[None, :] & (place[None, :] == rank[:, None])
+  smaller = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(new)])
+  rank = smaller[jnp.searchsorted(ordered, labels)]
+  # The column of that rank; one beyond the last, if there are not so many.
+  column = jnp.searchsorted(jnp.cumsum(valid), rank + 1)
+  own = jnp.arange(len(valid))[None, :] == column[:, None]
   others = arrays.masked_logsumexp(logits, valid[None, :] & ~own)
   target = jnp.sum(jnp.where(own, logits, 0.0), axis=1)
   counted = (labels >= 0) & jnp.any(own, axis=1)

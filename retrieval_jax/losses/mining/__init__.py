@@ -129,7 +129,7 @@ MINERS: dict[str, Miner] = {
   ),
   'packaged_triplets': Miner(
     packaged_triplets_miner,
-    kind='pair',
+    kind='triplet',
     hyperparameters={},
     needs=('ids', 'candidate_ids'),
   ),

@@ -18,7 +18,7 @@ _CHUNK = 16
 _LANES = 64
 # A matrix of more pairs than the first is counted in blocks of as many as the
 # second, which a cache holds: 4,096 rows then take a sixth of the time.
-_MAX_PAIRS = 2**20
+_MAX_PAIRS = 2**18
 _BLOCK = 2**17
 # Triplets that `sum_over_positives` looks at in one go.
 _MAX_TRIPLETS = 2**22
@@ -57,9 +57,11 @@ def count_triplets(
   num_rows, num_columns = distances.shape
   if not num_rows or not num_columns:
     return jnp.zeros_like(distances), jnp.zeros_like(distances)
-  if lower is None:
-    return _in_blocks(_count_block, distances, positives, negatives, upper)
-  return _in_blocks(_count_block, distances, positives, negatives, upper, lower)
+  matrices = [distances, positives, negatives, upper]
+  matrices += [] if lower is None else [lower]
+  # No pair is both, so that one matrix holds the counts of both.
+  counts = _in_blocks(_count_block, *matrices)
+  return jnp.maximum(counts, 0.0), jnp.maximum(-counts, 0.0)
 
 
 def _in_blocks(function, *matrices):
@@ -74,10 +76,11 @@ def _in_blocks(function, *matrices):
     for m in matrices
   ]
   found = lax.map(lambda block: function(*block), tuple(blocks))
-  return tuple(m.reshape(-1, num_columns)[:num_rows] for m in found)
+  return found.reshape(-1, num_columns)[:num_rows]
 
 
 def _count_block(distances, positives, negatives, upper, lower=None):
+  """Returns [B, G] float32, the counts of negative pairs below 0."""
   num_rows, num_columns = distances.shape
   lanes = min(_LANES, num_columns)
   # No upper bound reaches infinity, where what is no negative lies.
@@ -119,8 +122,7 @@ def _count_block(distances, positives, negatives, upper, lower=None):
   per_positive, per_negative = lax.fori_loop(
     0, jnp.max(num_chunks), add_chunk, (_pad_chunk(zeros, 0), zeros)
   )
-  per_positive = per_positive[:, :num_columns]
-  return per_positive.astype(jnp.float32), per_negative.astype(jnp.float32)
+  return (per_positive[:, :num_columns] - per_negative).astype(jnp.float32)
 
 
 def sum_over_positives(

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from retrieval_jax.losses.mining.ranks import nearness_order
+from retrieval_jax.losses.mining.triplets import Listed
 
 
 def multi_similarity_miner(
@@ -123,7 +124,7 @@ def packaged_triplets_miner(
   *,
   ids: jax.Array,
   candidate_ids: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+) -> Listed:
   """Triplets that come as such: rows 3i, 3i + 1 and 3i + 2 of the batch.
 
     anchor 3i,  positive 3i + 1,  negative 3i + 2
@@ -145,16 +146,16 @@ def packaged_triplets_miner(
     candidate_ids: [G] int likewise.
 
   Returns:
-    (positives, negatives), [B, G] bool.
+    [B, 1] triplets.
 
   Example:
     >>> i = jnp.arange(3)
     >>> pairs = ~jnp.eye(3, dtype=bool)
-    >>> p, n = packaged_triplets_miner(
+    >>> p, n, used = packaged_triplets_miner(
     ...   jnp.zeros((3, 3)), pairs, ~pairs, ids=i, candidate_ids=i
     ... )
-    >>> p.astype(int).tolist(), n.astype(int).tolist()
-    ([[0, 1, 0], [0, 0, 0], [0, 0, 0]], [[0, 0, 1], [0, 0, 0], [0, 0, 0]])
+    >>> p[0].tolist(), n[0].tolist(), used[:, 0].tolist()
+    ([1], [2], [True, False, False])
 
   References:
     EmbeddingsAlreadyPackagedAsTriplets of PML.
@@ -162,4 +163,11 @@ def packaged_triplets_miner(
   del matrix
   pairs = (positives | negatives) & (ids % 3 == 0)[:, None]
   step = candidate_ids[None, :] - ids[:, None]
-  return pairs & (step == 1), pairs & (step == 2)
+  columns = jnp.arange(len(candidate_ids), dtype=jnp.int32)[None, :]
+
+  def column_of(mask):
+    return jnp.sum(jnp.where(mask, columns, 0), axis=1, keepdims=True)
+
+  first, second = pairs & (step == 1), pairs & (step == 2)
+  used = jnp.any(first, axis=1) & jnp.any(second, axis=1)
+  return Listed(column_of(first), column_of(second), used[:, None])

@@ -61,9 +61,15 @@ def intra_pair_variance(
   References:
     Yu and Tao, Deep Metric Learning with Tuplet Margin Loss, ICCV 2019.
   """
+  # A matrix of one block is made once, and differentiated once.
+  is_small = len(embeddings) <= sums.BLOCK
+  whole = distance.matrix(embeddings, candidates) if is_small else None
+
+  def matrix_of(x):
+    return distance.matrix(x, candidates) if whole is None else whole
 
   def sum_block(x, positives, negatives):
-    matrix = distance.matrix(x, candidates)
+    matrix = matrix_of(x)
     return (
       reduce_row(matrix, positives, 'mean'),
       reduce_row(matrix, negatives, 'mean'),
@@ -81,7 +87,7 @@ def intra_pair_variance(
   sign = 1.0 if distance.inverted else -1.0
 
   def value_block(x, positives, negatives):
-    matrix = distance.matrix(x, candidates)
+    matrix = matrix_of(x)
     below = jax.nn.relu(sign * (farther - matrix))
     above = jax.nn.relu(sign * (matrix - nearer))
     return (

@@ -21,6 +21,6 @@ LOSSES: dict[str, Loss] = {
     distances=('cosine', 'dot', 'lp', 'snr'),
     triplets=True,
     ordered=True,
-    needs=('candidates', 'distance', 'row_keys'),
+    needs=('anchors', 'candidates', 'distance', 'row_keys'),
   ),
 }

@@ -27,6 +27,9 @@ from retrieval_jax.losses.mining.sampled import random_triplets
 from retrieval_jax.losses.mining.triplets import Bounds, Listed, Triplets
 from retrieval_jax.losses.terms import Reducer, Terms, reduce_row, row_term
 
+# The matrix holds so many times what a few triplets ask for.
+_FEW = 16
+
 
 def triplet_margin(
   distances: jax.Array,
@@ -39,6 +42,7 @@ def triplet_margin(
   smooth_loss: bool = False,
   triplets_per_anchor: int | str = 'all',
   distance: Distance = EUCLIDEAN,
+  anchors: jax.Array | None = None,
   candidates: jax.Array | None = None,
   row_keys: jax.Array | None = None,
   reducer: str | Reducer = 'nonzero_mean',
@@ -72,7 +76,9 @@ def triplet_margin(
     triplets_per_anchor: 'all', or how many are drawn of each anchor, uniformly
       with replacement; `triplets` are always all used.
     distance: what the matrix is of.
-    candidates: [G, D], with `swap`.
+    anchors: [B, D], with `candidates`: a few listed triplets are then measured
+      by themselves, and nothing of the matrix is needed. None takes the matrix.
+    candidates: [G, D], with `swap` or `anchors`.
     row_keys: [B] random keys, with a number of `triplets_per_anchor`.
     reducer: 'nonzero_mean' divides by the triplets with a loss above 0, 'mean'
       by all that are used, 'per_anchor' (which PML refuses) takes the mean over
@@ -104,8 +110,25 @@ def triplet_margin(
       positives, negatives, row_keys, triplets_per_anchor
     )
   if isinstance(triplets, Listed):
+    if anchors is not None and _FEW * triplets.used.shape[1] <= d.shape[1]:
+
+      def measure(columns):
+        return _measure(distance, anchors, candidates, columns)
+
+    else:
+
+      def measure(columns):
+        return take(d, columns)
+
     return _listed(
-      d, triplets, margin, swap, smooth_loss, distance, candidates, reducer
+      measure,
+      triplets,
+      margin,
+      swap,
+      smooth_loss,
+      distance,
+      candidates,
+      reducer,
     )
   counted = triplets is None or (
     isinstance(triplets, Bounds) and triplets.distance == distance
@@ -213,11 +236,22 @@ def _summed(
   return sum_over_positives(add, positives, (negatives, arrays), operands)
 
 
+def _measure(distance, rows, candidates, columns):
+  """Returns [B, T], how far the rows are from the candidates of the columns."""
+
+  @jax.checkpoint
+  def of(column):
+    return distance.paired(rows, candidates[column])
+
+  found = lax.map(of, columns.T).T
+  return -found if distance.inverted else found
+
+
 def _listed(
-  d, triplets, margin, swap, smooth_loss, distance, candidates, reducer
+  measure, triplets, margin, swap, smooth_loss, distance, candidates, reducer
 ):
   """Returns the term of triplets that are listed."""
-  far = take(d, triplets.negatives)
+  far = measure(triplets.negatives)
   if swap:
 
     @jax.checkpoint
@@ -227,7 +261,7 @@ def _listed(
 
     found = lax.map(between, (triplets.positives.T, triplets.negatives.T)).T
     far = jnp.minimum(far, -found if distance.inverted else found)
-  gaps = take(d, triplets.positives) - far + margin
+  gaps = measure(triplets.positives) - far + margin
   return row_term(_hinge(gaps, smooth_loss), triplets.used, reducer)
 
 
