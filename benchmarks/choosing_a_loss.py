@@ -250,7 +250,8 @@ def write_tables() -> None:
   trainings.write(final_table('glyphs'), 'zero_shot')
   trainings.write(final_table(SHORT), SHORT)
   for data in DATA:
-    trainings.write(final_table(data), data, PAGE)
+    if any(key.startswith(f'{data}/') for key in TABLE.collected()):
+      trainings.write(final_table(data), data, PAGE)
   trainings.write(screening_table(), 'screen', PAGE)
 
 
