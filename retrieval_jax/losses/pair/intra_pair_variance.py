@@ -66,7 +66,9 @@ def intra_pair_variance(
   whole = distance.matrix(embeddings, candidates) if is_small else None
 
   def matrix_of(x):
-    return distance.matrix(x, candidates) if whole is None else whole
+    if is_small and x is embeddings:
+      return whole
+    return distance.matrix(x, candidates)
 
   def sum_block(x, positives, negatives):
     matrix = matrix_of(x)
