@@ -52,7 +52,11 @@ def headings(path):
   # What is between fences is no heading.
   text = re.sub(r'^```.*?^```', '', path.read_text(), flags=re.M | re.S)
   found = re.findall(r'^#+ (.*)$', text, flags=re.M)
-  return [heading.lower().replace(' ', '-') for heading in found]
+  # Of punctuation an anchor keeps hyphens and underscores.
+  return [
+    re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
+    for heading in found
+  ]
 
 
 @pytest.mark.parametrize('name', sorted(GENERATED))
