@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from retrieval_jax.core.errors import InputError
+from retrieval_jax.core.strings import Strings, StringsBuilder
 from retrieval_jax.data.collection import TEST, TRAIN, VALIDATION, Collection
-from retrieval_jax.data.columns import Strings, StringsBuilder, class_order
+from retrieval_jax.data.columns import class_order
 from retrieval_jax.data.sources import ImageFiles
 
 _log = logging.getLogger(__name__)
