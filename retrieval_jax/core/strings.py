@@ -1,4 +1,4 @@
-"""Many strings in one buffer, without an object for each."""
+"""Many strings in one buffer, without an object for each; names that print."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -149,3 +149,16 @@ class StringsBuilder:
     self._lengths = []
     np.cumsum(offsets, out=offsets)
     return Strings(np.frombuffer(self._content, np.uint8), offsets)
+
+
+def printable(text: str) -> str:
+  """Returns text without what would move a terminal's cursor.
+
+  Example:
+    >>> print(printable('a\\x1b[2Jb\\n'))
+    a\\x1b[2Jb\\n
+  """
+  return ''.join(
+    c if c.isprintable() else c.encode('unicode_escape', 'replace').decode()
+    for c in text
+  )
