@@ -130,6 +130,7 @@ class Snapshots:
       (IndexWriter, '_append'),
       (index_files, 'write_manifest'),
       (index_writer.os, 'remove'),
+      (index_writer.os, 'replace'),
       (index_writer.os, 'fsync'),
     ):
       monkeypatch.setattr(owner, name, self.around(getattr(owner, name)))
