@@ -6,7 +6,10 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+
+import PIL.Image
 
 from retrieval_jax.core import files
 from retrieval_jax.core.errors import InputError, unknown_name
@@ -172,6 +175,8 @@ def run_command(
   # with) about oneDNN, what is no news to a user.
   logging.getLogger('absl').setLevel(logging.ERROR)
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+  # An image of too many pixels is refused by name; Pillow would warn besides.
+  warnings.simplefilter('ignore', PIL.Image.DecompressionBombWarning)
   try:
     return run(sys.argv[1:] if argv is None else argv) or 0
   except InputError as error:

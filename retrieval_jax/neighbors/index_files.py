@@ -89,6 +89,16 @@ class Manifest:
   threshold: Mapping[str, Any] | None = None
   distance: str = 'cosine'
 
+  @property
+  def is_new(self) -> bool:
+    """Whether no index has it yet: then there is not even an offset of 0."""
+    return not self.arrays['offsets'].num_bytes
+
+  def emptied(self) -> 'Manifest':
+    """Returns a new one that says the same of no images."""
+    new = {name: Stored() for name in ARRAYS}
+    return dataclasses.replace(self, num_images=0, arrays=new)
+
   def file(self, folder: str, array: str) -> str:
     """Returns the path of an array's file."""
     name = f'{array}-{self.generation}.{ARRAYS[array]}'
@@ -124,17 +134,15 @@ def read_manifest(folder: str, key: str = '--index') -> Manifest:
     )
   try:
     with open(path, encoding='utf-8') as file:
-      text = file.read()
+      fields = json.load(file)
   except FileNotFoundError as error:
     raise InputError(
       f'{key} is {folder!r}, which is not an index: it has no {MANIFEST}; give '
       'the folder that was --output of `python -m retrieval_jax.embed`'
     ) from error
-  except (OSError, UnicodeError) as error:
-    raise _damaged(path, str(error)) from error
-  try:
-    fields = json.loads(text)
-  except ValueError as error:
+  except OSError as error:
+    raise _unreadable(path, error) from error
+  except ValueError as error:  # Of the encoding, too.
     raise _damaged(path, str(error)) from error
   if not isinstance(fields, dict) or fields.get('format') != FORMAT:
     raise InputError(
@@ -209,10 +217,7 @@ def check_files(folder: str, manifest: Manifest, verify: bool = True) -> None:
         f'{path} is missing, which the index needs; {_CURE}'
       ) from error
     except OSError as error:
-      raise InputError(
-        f'{path} cannot be read ({error.strerror}); allowed is a file that may '
-        'be read: correct its permissions'
-      ) from error
+      raise _unreadable(path, error) from error
 
 
 def _checksum(path: str, num_bytes: int) -> int:
@@ -230,3 +235,10 @@ def _checksum(path: str, num_bytes: int) -> int:
 
 def _damaged(path: str, reason: str) -> InputError:
   return InputError(f'{path} is damaged ({reason}); {_CURE}')
+
+
+def _unreadable(path: str, error: OSError) -> InputError:
+  return InputError(
+    f'{path} cannot be read ({error.strerror}); allowed is a file that may be '
+    'read: correct its permissions'
+  )

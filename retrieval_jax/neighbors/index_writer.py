@@ -54,25 +54,23 @@ class IndexWriter:
 
     Args:
       folder: of the index; made if it is not there.
-      manifest: that of the index, to go on from; or one without images, to
-        begin anew.
-      replaces: the manifest in whose place the first commit of a new beginning
-        comes; None: the folder has none.
+      manifest: that of the index, to go on from; or a new one.
+      replaces: the manifest in whose place the first commit of a new one comes;
+        None: the folder has none.
 
     Raises:
       InputError: the folder cannot be written, or another process writes or
         has written to it.
     """
     self.folder, self.manifest = folder, manifest
-    continues = manifest.num_images > 0
-    self._committed = manifest if continues else replaces
+    self._committed = replaces if manifest.is_new else manifest
     self._files, self._lock = {}, None
     self._made = not os.path.isdir(folder)
     try:
       os.makedirs(folder, exist_ok=True)
       self._lock = _locked(folder)
       self._check_unchanged()
-      self._open_files(continues)
+      self._open_files()
     except OSError as error:
       self.close()
       raise unwritable(folder, error) from error
@@ -171,22 +169,21 @@ class IndexWriter:
         'is one at a time: run the same command again'
       )
 
-  def _open_files(self, continues: bool) -> None:
+  def _open_files(self):
     """Opens the files behind what counts of them."""
-    if not continues:
-      self.manifest = dataclasses.replace(
-        self.manifest,
-        num_images=0,
-        generation=_next_generation(self.folder),
-        arrays={name: Stored() for name in ARRAYS},
-      )
+    is_new = self.manifest.is_new
+    if is_new:
+      number = _next_generation(self.folder)
+      self.manifest = dataclasses.replace(self.manifest, generation=number)
+    else:
+      # A file that is too short would be filled up with zeros.
+      index_files.check_files(self.folder, self.manifest, verify=False)
     for name, stored in self.manifest.arrays.items():
       path = self.manifest.file(self.folder, name)
-      file = open(path, 'r+b' if continues else 'w+b')
-      self._files[name] = file
+      self._files[name] = file = open(path, 'w+b' if is_new else 'r+b')
       file.truncate(stored.num_bytes)
       file.seek(stored.num_bytes)
-    if not continues:
+    if is_new:
       start = self._append('offsets', np.zeros(1, '<i8').tobytes())
       arrays = dict(self.manifest.arrays) | {'offsets': start}
       self.manifest = dataclasses.replace(self.manifest, arrays=arrays)
@@ -246,8 +243,8 @@ def remove_images(folder: str, rows: np.ndarray) -> Manifest:
   stays = np.ones(len(index), bool)
   stays[rows] = False
   kept = np.flatnonzero(stays)
-  emptied = dataclasses.replace(index.manifest, num_images=0)
-  with IndexWriter(folder, emptied, replaces=index.manifest) as writer:
+  new = index.manifest.emptied()
+  with IndexWriter(folder, new, replaces=index.manifest) as writer:
     for begin in range(0, len(kept), _BLOCK_ROWS):
       block = kept[begin : begin + _BLOCK_ROWS]
       writer.add(index.embeddings[block], index.paths.take(block))

@@ -182,7 +182,7 @@ BAD = {
   'text.png': (lambda: b'hello', 'not an image'),
   'cut\n.png': (lambda: encoded(picture(11), 'PNG')[:200], 'truncated'),
   'cut.jpg': (lambda: encoded(picture(12, (90, 90)), 'JPEG')[:500], ''),
-  'huge.png': (png_of_100_megapixels, '10000 x 10000 pixels'),
+  'huge.png': (png_of_100_megapixels, 'pixels'),
 }
 
 
