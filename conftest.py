@@ -64,8 +64,11 @@ def example_folder(tmp_path_factory):
   query = data.load_dataset('mnist_5k').tests['test'].query
   names = ('query.png', 'a.png', 'b.png', 'c.png')
   names += tuple(f'photos/{name}' for name in names[1:])
-  names += tuple(f'labelled/{query.labels[i]}/{i}.png' for i in range(7, 60))
-  images = query.images_at(np.arange(len(names)))
+  rows = [*range(len(names)), *range(10, len(query), 20)]
+  names += tuple(
+    f'labelled/{query.labels[i]}/{i}.png' for i in rows[len(names) :]
+  )
+  images = query.images_at(np.array(rows))
   for name, image in zip(names, images, strict=True):
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image[..., 0]).save(folder / name)

@@ -2,26 +2,41 @@
 
 import json
 import os
+import pathlib
 import shutil
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from retrieval_jax import calibrate, data, embed, export_index, search
+from retrieval_jax import calibrate, embed, export_index, search
 from retrieval_jax.neighbors import Index
+from retrieval_jax.training import checkpoint, loop, results
+from retrieval_jax.training import config as config_lib
 
+ROOT = pathlib.Path(__file__).parents[1]
 RUN = '--workdir=runs/circle'
 
 
 @pytest.fixture(scope='module')
-def place(example_folder, tmp_path_factory):
-  """A folder with a run, 30 digits by class, and an index of them."""
+def place(tmp_path_factory):
+  """A folder with a run, 30 digits by class, and an index of them.
+
+  The weights of the run are random ones: what an index is does not depend on
+  how good they are, and nothing has to be trained.
+  """
   folder = tmp_path_factory.mktemp('place')
-  os.symlink(example_folder / 'runs', folder / 'runs')
-  query = data.load_dataset('mnist_5k').tests['test'].query
-  for row, image in enumerate(query.images_at(np.arange(30))):
-    path = folder / 'digits' / str(query.labels[row]) / f'{row:02}.png'
+  config = config_lib.load(str(ROOT / 'configs/circle.py'))
+  experiment = loop.make_experiment(config)
+  workdir = str(folder / 'runs/circle')
+  checkpoint.open_workdir(workdir)
+  results.describe_run(workdir, config, experiment.dataset)
+  with checkpoint.Checkpoints(workdir) as checkpoints:
+    checkpoints.save(experiment.initial_state())
+  query = experiment.dataset.tests['test'].query
+  rows = np.linspace(0, len(query) - 1, 30).astype(int)
+  for row, image in zip(rows, query.images_at(rows), strict=True):
+    path = folder / 'digits' / str(query.labels[row]) / f'{row:03}.png'
     path.parent.mkdir(parents=True, exist_ok=True)
     PIL.Image.fromarray(image[..., 0]).save(path)
   (folder / 'bad.png').write_bytes(b'bad')

@@ -223,28 +223,27 @@ def _locked(folder: str) -> BinaryIO:
   return lock
 
 
-def remove_images(folder: str, rows: np.ndarray) -> Manifest:
+def remove_images(index: Index, rows: np.ndarray) -> Manifest:
   """Takes images out of an index; the others keep their order.
 
   The rows that stay are copied, in blocks, beside the old ones; nothing is
-  embedded again.
+  embedded again. `index` stays what it was: open it anew.
 
   Args:
-    folder: of the index.
+    index: of which they are rows.
     rows: [n] int, which images.
 
   Returns:
     The manifest of what is left.
 
   Raises:
-    InputError: as of `Index.open` and `IndexWriter`.
+    InputError: the index was changed since it was opened, or cannot be written.
   """
-  index = Index.open(folder, key='--output')
   stays = np.ones(len(index), bool)
   stays[rows] = False
   kept = np.flatnonzero(stays)
   new = index.manifest.emptied()
-  with IndexWriter(folder, new, replaces=index.manifest) as writer:
+  with IndexWriter(index.folder, new, replaces=index.manifest) as writer:
     for begin in range(0, len(kept), _BLOCK_ROWS):
       block = kept[begin : begin + _BLOCK_ROWS]
       writer.add(index.embeddings[block], index.paths.take(block))

@@ -106,7 +106,7 @@ def test_search_is_that_of_a_loop(folder):
 @pytest.mark.parametrize('removed', [[0], [1, 3], [4], [0, 1, 2, 3, 4]])
 def test_removal_keeps_the_others_in_order(folder, removed):
   rows = make(folder)
-  neighbors.remove_images(folder, np.array(removed))
+  neighbors.remove_images(Index.open(folder), np.array(removed))
   kept = [i for i in range(5) if i not in removed]
   index = Index.open(folder)
   assert list(index.paths) == [NAMES[i] for i in kept]
@@ -166,7 +166,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_index(
     if change == 'append':
       append(folder, ['/b', '/c\n'], seed=1)
     elif change == 'remove':
-      neighbors.remove_images(folder, np.array([1]))
+      neighbors.remove_images(Index.open(folder), np.array([1]))
     else:
       old = index_files.read_manifest(folder)
       new = neighbors.Manifest(4, MODEL)
@@ -302,7 +302,7 @@ def test_queries_of_another_width_and_an_empty_index_are_refused(folder):
   make(folder)
   with pytest.raises(InputError, match='queries have 3 dimensions, but .* 4'):
     Index.open(folder).search(np.ones((1, 3)), 1)
-  neighbors.remove_images(folder, np.arange(5))
+  neighbors.remove_images(Index.open(folder), np.arange(5))
   with pytest.raises(InputError, match='holds no images'):
     Index.open(folder).search(np.ones((1, 4)), 1)
 

@@ -353,7 +353,7 @@ def test_rows_are_found_by_folder_image_and_list(photos, tmp_path):
   for name in ('a/0', 'd'):
     with pytest.raises(InputError, match='has no image of it'):
       indexing.find_rows(index, str(photos / name))
-  remove_images(output, indexing.find_rows(index, str(photos / 'a')))
+  remove_images(index, indexing.find_rows(index, str(photos / 'a')))
   assert build(FakeModel(), photos, output).num_added == 4
 
 
