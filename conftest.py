@@ -62,9 +62,15 @@ def example_folder(tmp_path_factory):
   config.override(settings, 'num_train_steps', '2')
   loop.train_and_evaluate(settings, str(folder / 'runs' / 'circle'))
   query = data.load_dataset('mnist_5k').tests['test'].query
-  images = query.images_at(np.arange(4))
   names = ('query.png', 'a.png', 'b.png', 'c.png')
+  names += tuple(f'photos/{name}' for name in names[1:])
+  rows = [*range(len(names)), *range(10, len(query), 20)]
+  names += tuple(
+    f'labelled/{query.labels[i]}/{i}.png' for i in rows[len(names) :]
+  )
+  images = query.images_at(np.array(rows))
   for name, image in zip(names, images, strict=True):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image[..., 0]).save(folder / name)
   return folder
 

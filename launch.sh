@@ -8,6 +8,9 @@ Usage:
   ./launch.sh --config=configs/circle.py [flags]   train and evaluate
   ./launch.sh check_data --data=FOLDER [flags]     look for faults in data
   ./launch.sh selftest --config=FILE [flags]       check a loss on N devices
+  ./launch.sh embed --help                         make an index of images
+  ./launch.sh search --help                        search it by images; see
+                                                   also calibrate, export_index
   ./launch.sh test [pytest arguments]              run the test suite
   ./launch.sh tensorboard [its arguments]          show the latest run in runs/
   ./launch.sh help                                 print this
@@ -179,7 +182,7 @@ case "${1:-}" in
     cd "$repo"
     exec "$venv/bin/python" -m pytest "${@:2}"
     ;;
-  check_data | selftest)
+  calibrate | check_data | embed | export_index | search | selftest)
     ensure run
     exec "$venv/bin/python" -m "retrieval_jax.$1" "${@:2}"
     ;;

@@ -99,13 +99,12 @@ def _mean(images):
 
 
 def ours_load(cores):
-  from retrieval_jax.data import columns, preprocessing, sources
+  from retrieval_jax.core.strings import Strings
+  from retrieval_jax.data import preprocessing, sources
 
   _use(cores)
   folder = _folder()
-  names = columns.Strings.of(
-    f'photographs/{i:02}.jpg' for i in range(_NUM_IMAGES)
-  )
+  names = Strings.of(f'photographs/{i:02}.jpg' for i in range(_NUM_IMAGES))
   source = sources.Source(
     sources.ImageFiles(folder.name, names),
     np.zeros(_NUM_IMAGES, np.int32),

@@ -2,7 +2,7 @@
 
 losses     circle, triplet_margin, arcface, cosface, ... and `compute`
 metrics    `retrieval_metrics`: exact, tie-aware, bounded in memory
-neighbors  `top_k`: exact search
+neighbors  `top_k`: exact search; `Index`: images on disk to search in
 models     embedders and proxy heads
 data       data sets, samplers, batches
 load       a trained run as an object that embeds images

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import tqdm
 
 from retrieval_jax import command_line
-from retrieval_jax.core import files
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.data import dataset, loading
 from retrieval_jax.data.checks import contact_sheet, findings, inspection
@@ -66,12 +65,12 @@ def parse_flags(
   )
   parser.add_argument(
     '--max_images',
-    type=_natural(1),
+    type=command_line.natural(1),
     help='read that many pictures, drawn at random; default: all',
   )
   parser.add_argument(
     '--num_threads',
-    type=_natural(0),
+    type=command_line.natural(0),
     default=0,
     help='that read and decode; default: as many as there are cores',
   )
@@ -131,7 +130,7 @@ def run(argv: Sequence[str]) -> int:
   """Does what the flags say; returns 1 if there are errors in the data."""
   flags, overrides = parse_flags(argv)
   if flags.html is not None:
-    _check_output(flags.html, flags.overwrite)
+    command_line.check_output_file('--html', flags.html, flags.overwrite)
   collection = load(flags, overrides)
   total = min(len(collection), flags.max_images or len(collection))
   bar = tqdm.tqdm(
@@ -145,11 +144,11 @@ def run(argv: Sequence[str]) -> int:
       num_threads=flags.num_threads,
       progress=bar.update,
     )
-  _print(findings.format_findings(found, collection))
+  command_line.echo(findings.format_findings(found, collection))
   if flags.html is not None:
     page = contact_sheet.render_page(found, collection, flags.num_threads)
-    _write(flags.html, page)
-    _print(f'Pictures: {flags.html}')
+    command_line.write_output('--html', flags.html, page)
+    command_line.echo(f'Pictures: {flags.html}')
   return 1 if found.of('error') else 0
 
 
@@ -167,53 +166,6 @@ def _bits(text: str) -> int | None:
   raise argparse.ArgumentTypeError(
     f"{text!r} is not allowed, but 0 to {MAX_BITS} and 'off' are"
   )
-
-
-def _natural(least: int):
-  """Returns what reads an integer of at least `least`."""
-
-  def read(text: str) -> int:
-    if text.isdecimal() and int(text) >= least:
-      return int(text)
-    raise argparse.ArgumentTypeError(
-      f'{text!r} is not allowed, but integers of at least {least} are'
-    )
-
-  return read
-
-
-def _check_output(path: str, overwrite: bool) -> None:
-  """Raises unless a page may be written there, before all the work."""
-  folder = os.path.dirname(path) or '.'
-  if not os.path.isdir(folder):
-    raise InputError(
-      f'--html is {path!r}, but there is no folder {folder!r}; allowed is a '
-      'file in a folder that exists: make the folder'
-    )
-  if os.path.isdir(path):
-    raise InputError(f'--html is {path!r}, a folder; allowed is a file')
-  if os.path.exists(path) and not overwrite:
-    raise InputError(
-      f'--html is {path!r}, which exists; allowed is a new file: choose '
-      'another, or give --overwrite'
-    )
-
-
-def _write(path: str, text: str) -> None:
-  """Writes a file whole or not at all."""
-  try:
-    files.write_text(path, text)
-  except OSError as error:
-    raise InputError(
-      f'--html is {path!r}, which cannot be written: {error.strerror}; allowed '
-      'is a file where there is room and the right to write: choose another'
-    ) from error
-
-
-def _print(text: str) -> None:
-  """Prints; names that the terminal cannot show are spelt out."""
-  encoding = sys.stdout.encoding or 'utf-8'
-  print(text.encode(encoding, 'backslashreplace').decode(encoding))
 
 
 if __name__ == '__main__':

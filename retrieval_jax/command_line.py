@@ -1,12 +1,17 @@
 """What the commands share: flags, config overrides, mistakes in one line."""
 
 import argparse
+import contextlib
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 
+import PIL.Image
+
+from retrieval_jax.core import files
 from retrieval_jax.core.errors import InputError, unknown_name
 
 
@@ -59,6 +64,97 @@ def parse_with_overrides(
   return flags, overrides
 
 
+def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
+  """Returns the flags of a command without a config.
+
+  Raises:
+    InputError: a flag that is unknown, or has no or a wrong value.
+  """
+  flags, rest = parser.parse_known_args(argv)
+  if rest:
+    known = [f'--{name}' for name in vars(flags)]
+    raise unknown_name('flag', rest[0].partition('=')[0], known)
+  return flags
+
+
+def natural(least: int) -> Callable[[str], int]:
+  """Returns what reads an integer of at least `least` from a flag.
+
+  Example:
+    >>> natural(1)('10')
+    10
+  """
+
+  def read(text: str) -> int:
+    if text.isdecimal() and int(text) >= least:
+      return int(text)
+    raise argparse.ArgumentTypeError(
+      f'{text!r} is not allowed, but integers of at least {least} are'
+    )
+
+  return read
+
+
+def check_output_file(flag: str, path: str, overwrite: bool) -> None:
+  """Raises unless a file may be written there, before all the work.
+
+  Args:
+    flag: that names the file.
+    path: of the file.
+    overwrite: whether the file may be there.
+
+  Raises:
+    InputError: no folder for it, a folder in its place, or a file that is not
+      to be replaced.
+  """
+  folder = os.path.dirname(path) or '.'
+  if not os.path.isdir(folder):
+    raise InputError(
+      f'{flag} is {path!r}, but there is no folder {folder!r}; allowed is a '
+      'file in a folder that exists: make the folder'
+    )
+  if os.path.isdir(path):
+    raise InputError(f'{flag} is {path!r}, a folder; allowed is a file')
+  if os.path.exists(path) and not overwrite:
+    raise InputError(
+      f'{flag} is {path!r}, which exists; allowed is a new file: choose '
+      'another, or give --overwrite'
+    )
+
+
+@contextlib.contextmanager
+def writing(flag: str, path: str) -> Iterator[None]:
+  """Turns a failure to write a file into the user's line.
+
+  Args:
+    flag: that names the file.
+    path: of the file.
+
+  Raises:
+    InputError: it cannot be written.
+  """
+  try:
+    yield
+  except OSError as error:
+    raise InputError(
+      f'{flag} is {path!r}, which cannot be written: '
+      f'{error.strerror or error}; allowed is a file where there is room and '
+      'the right to write: choose another'
+    ) from error
+
+
+def write_output(flag: str, path: str, text: str) -> None:
+  """Writes a file whole or not at all; see `writing`."""
+  with writing(flag, path):
+    files.write_text(path, text)
+
+
+def echo(text: str) -> None:
+  """Prints; names that the terminal cannot show are spelt out."""
+  encoding = sys.stdout.encoding or 'utf-8'
+  print(text.encode(encoding, 'backslashreplace').decode(encoding))
+
+
 def run_command(
   run: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None
 ) -> int:
@@ -79,6 +175,8 @@ def run_command(
   # with) about oneDNN, what is no news to a user.
   logging.getLogger('absl').setLevel(logging.ERROR)
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+  # An image of too many pixels is refused by name; Pillow would warn besides.
+  warnings.simplefilter('ignore', PIL.Image.DecompressionBombWarning)
   try:
     return run(sys.argv[1:] if argv is None else argv) or 0
   except InputError as error:

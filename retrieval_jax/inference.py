@@ -1,12 +1,19 @@
 """A trained run as an object that embeds images."""
 
 import functools
+import hashlib
+import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from retrieval_jax import neighbors
+from retrieval_jax.core.errors import InputError
 from retrieval_jax.data import preprocessing
 from retrieval_jax.training import checkpoint, steps
 from retrieval_jax.training import config as config_lib
@@ -21,6 +28,8 @@ class RetrievalModel:
     config: of the run.
     preprocessing: how a picture becomes what the network sees, the same way as
       when the run was measured.
+    description: what the model is known by, as an index keeps it
+      (`neighbors.Manifest.model`).
   """
 
   def __init__(self, workdir: str, step: int | None = None):
@@ -45,16 +54,31 @@ class RetrievalModel:
       self.preprocessing.image_shape,
       axis_name=None,
     )
-    variables = checkpoint.restore_variables(workdir, step)
-    self._variables = jax.device_put(
-      {
-        'params': variables['params']['embedder'],
-        'batch_stats': variables['batch_stats'],
-      }
-    )
+    step = checkpoint.selected_step(workdir) if step is None else step
+    restored = checkpoint.restore_variables(workdir, step)
+    variables = {
+      'params': restored['params']['embedder'],
+      'batch_stats': restored['batch_stats'],
+    }
+    self.description = {
+      'run': os.path.basename(os.path.abspath(workdir)),
+      'workdir': os.path.abspath(workdir),
+      'step': step,
+      'config_sha256': _config_sha256(self.config, self.preprocessing),
+      'weights_sha256': checkpoint.sha256(variables),
+      'preprocessing': self.preprocessing.to_dict(),
+    }
+    mesh = Mesh(np.array(jax.local_devices()), ('rows',))
+    self._by_rows = NamedSharding(mesh, P('rows'))
+    self._variables = jax.device_put(variables, NamedSharding(mesh, P()))
     self._embed = jax.jit(
       functools.partial(steps.embed_step, task=task, axis_name=None)
     )
+
+  @property
+  def embedding_dim(self) -> int:
+    """D."""
+    return self.config.model.embedding_dim
 
   def embed(self, images: Sequence[Any], batch_size: int = 64) -> np.ndarray:
     """Embeds images.
@@ -71,18 +95,82 @@ class RetrievalModel:
     Raises:
       InputError: an image that cannot be read, or of another kind.
     """
-    rows, shape = [], self.preprocessing.image_shape
+    rows = []
     for start in range(0, len(images), batch_size):
       batch = preprocessing.read_images(
         images[start : start + batch_size], self.preprocessing
       )
-      # Batches of a power of two, so that few sizes are ever compiled.
-      size = 1 << (len(batch) - 1).bit_length()
-      padded = np.zeros((size, *shape), np.uint8)
-      padded[: len(batch)] = batch
-      rows.append(
-        np.asarray(self._embed(self._variables, padded))[: len(batch)]
-      )
+      rows.append(np.asarray(self.embed_prepared(batch))[: len(batch)])
     if not rows:
-      return np.zeros((0, self.config.model.embedding_dim), np.float32)
+      return np.zeros((0, self.embedding_dim), np.float32)
     return np.concatenate(rows)
+
+  def embed_prepared(self, images: np.ndarray) -> jax.Array:
+    """Embeds images that `preprocessing` has made, on all local devices.
+
+    Returns before the devices are done, so that the next images can be read
+    meanwhile.
+
+    Args:
+      images: [n, H, W, C] uint8, n at least 1.
+
+    Returns:
+      [m, D] float32, unit rows, the first n of which are those of the images.
+    """
+    # Batches of a power of two a device, so that few sizes are ever compiled.
+    devices = self._by_rows.mesh.size
+    size = devices << (-(-len(images) // devices) - 1).bit_length()
+    if len(images) < size:
+      padded = np.zeros((size, *images.shape[1:]), np.uint8)
+      padded[: len(images)] = images
+      images = padded
+    return self._embed(self._variables, jax.device_put(images, self._by_rows))
+
+
+def load_model_of(
+  index: neighbors.Index, workdir: str | None = None
+) -> RetrievalModel:
+  """Loads the model that an index was made with.
+
+  Args:
+    index: that is to be searched.
+    workdir: of the run; None: where it was when the index was made.
+
+  Raises:
+    InputError: the run or its checkpoint is gone, or is another model.
+  """
+  about = index.manifest.model
+  workdir = workdir or about.get('workdir', '')
+  if not os.path.isdir(workdir):
+    raise InputError(
+      f'the run of {index.folder} is looked for in {workdir!r}, which is not '
+      'there; allowed is the run that embedded the index: say where it is by '
+      '--workdir'
+    )
+  try:
+    model = RetrievalModel(workdir, about.get('step'))
+  except InputError as error:
+    raise InputError(
+      f'{index.folder} needs step {about.get("step")} of its run: {error}; '
+      'allowed is the model that embedded it: correct --workdir, or embed the '
+      'images again with --overwrite'
+    ) from error
+  index.check_model(model.description)
+  return model
+
+
+def _config_sha256(
+  config: Any, preprocessing: preprocessing.Preprocessing
+) -> str:
+  """Returns a hash of all that an embedding depends on beside the weights."""
+  relevant = {
+    'model': config_lib.model_options(config)
+    | {'embedding_dim': config.model.embedding_dim},
+    'mean': list(config.data.mean),
+    'std': list(config.data.std),
+    'flip': bool(config.eval.flip),
+    'scales': list(config.eval.scales),
+    'preprocessing': preprocessing.to_dict(),
+  }
+  text = json.dumps(relevant, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()

@@ -355,7 +355,10 @@ def test_tensorboard_takes_the_latest_run(machine):
   assert done[-2] == 'run tensorboard.main --logdir mine'
 
 
-@pytest.mark.parametrize('command', ['check_data', 'selftest'])
+@pytest.mark.parametrize(
+  'command',
+  ['calibrate', 'check_data', 'embed', 'export_index', 'search', 'selftest'],
+)
 def test_other_commands_get_their_flags(machine, tmp_path, command):
   machine.add_python('python3', '3.11')
   *_, done = machine.launch(command, '--data=my photos', cwd=tmp_path)

@@ -1,7 +1,10 @@
-"""What the README tells people to run, runs."""
+"""What the README and docs/index.md tell people to run, runs."""
 
+import importlib
+import os
 import pathlib
 import re
+import shlex
 
 import pytest
 
@@ -20,11 +23,51 @@ COMMANDS = sorted(
     )
   )
 )
+# Run in their order; what is quoted in the text is not among them.
+INDEX_COMMANDS = (
+  r'^    python -m (retrieval_jax\.\w*(?:embed|search|calibrate|index)) (.*)'
+)
+
+
+@pytest.fixture(scope='module')
+def searched_folder(example_folder, tmp_path_factory):
+  """Returns what makes the folder that the commands of a page leave behind."""
+  made = {}
+
+  def make(file):
+    if file not in made:
+      made[file] = folder = tmp_path_factory.mktemp('searched')
+      for name in os.listdir(example_folder):
+        os.symlink(example_folder / name, folder / name)
+      text = (ROOT / file).read_text().replace('\\\n', ' ')
+      with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for module, argv in re.findall(INDEX_COMMANDS, text, flags=re.M):
+          command = importlib.import_module(module)
+          assert command.main(shlex.split(argv)) == 0, argv
+    return made[file]
+
+  return make
+
+
+def test_index_commands(searched_folder):
+  made = {'found.html', 'photos.index', 'photos.parquet'}
+  for file in ('README.md', 'docs/index.md'):
+    assert made <= set(os.listdir(searched_folder(file)))
+
+
+def test_python_of_the_index_page(searched_folder, monkeypatch, capsys):
+  monkeypatch.chdir(searched_folder('docs/index.md'))
+  text = (ROOT / 'docs/index.md').read_text()
+  (snippet,) = re.findall(r'```python\n(.*?)```', text, flags=re.DOTALL)
+  exec(compile(snippet, 'index.md', 'exec'), {})
+  # b.png was taken out again.
+  assert 'photos/a.png' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('snippet', SNIPPETS)
-def test_python(snippet, example_folder, monkeypatch):
-  monkeypatch.chdir(example_folder)
+def test_python(snippet, searched_folder, monkeypatch):
+  monkeypatch.chdir(searched_folder('README.md'))
   names = {}
   exec(compile(snippet, 'README.md', 'exec'), names)
   if 'indices' in names:

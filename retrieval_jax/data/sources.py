@@ -15,8 +15,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from retrieval_jax.core.errors import InputError
+from retrieval_jax.core.strings import Strings
 from retrieval_jax.data import decoding
-from retrieval_jax.data.columns import Strings
 from retrieval_jax.data.preprocessing import Preprocessing
 
 # Images that a thread takes at once: handing over costs tens of microseconds.

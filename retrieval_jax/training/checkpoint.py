@@ -5,6 +5,7 @@ without a device axis, so it restores on any number of devices and processes.
 """
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -291,6 +292,29 @@ class Checkpoints:
 
 def _score(metrics: dict[str, float]) -> float:
   return metrics['score']
+
+
+def selected_step(workdir: str) -> int | None:
+  """Returns the step that the results of a run are of; None without any."""
+  read_config(workdir)
+  with Checkpoints(workdir) as checkpoints:
+    return checkpoints.selected_step()
+
+
+def sha256(tree: Any) -> str:
+  """Returns a hash of a tree's names, shapes, dtypes and values.
+
+  Example:
+    >>> sha256({'a': np.zeros(2)}) == sha256({'a': np.zeros((2, 1))})
+    False
+  """
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree.leaves_with_path(tree):
+    leaf = np.ascontiguousarray(leaf)
+    head = f'{jax.tree_util.keystr(path)} {leaf.dtype.str} {leaf.shape}\n'
+    digest.update(head.encode())
+    digest.update(leaf.tobytes())
+  return digest.hexdigest()
 
 
 def restore_params(workdir: str, step: int | None = None) -> Any:

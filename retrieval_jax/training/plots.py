@@ -63,21 +63,22 @@ def data_uri(content: bytes, kind: str) -> str:
   return f'data:image/{kind};base64,{base64.b64encode(content).decode()}'
 
 
-def encode_image(image: np.ndarray) -> str:
+def encode_image(image: np.ndarray, size: int = _THUMBNAIL_SIZE) -> str:
   """Returns a thumbnail of an image as a data URI.
 
   Args:
     image: [H, W, C] uint8, C = 1 (grey) or 3 (RGB).
+    size: of the square that it has to fit in.
 
   Returns:
-    A PNG of the same pixels up to 32 x 32, else a JPEG of at most 96 x 96.
+    A PNG of the same pixels up to 32 x 32, else a JPEG of at most size x size.
   """
   buffer = io.BytesIO()
   if max(image.shape[:2]) <= _MAX_EXACT_SIZE:
     _to_pillow(image).save(buffer, 'PNG', optimize=True)
     return data_uri(buffer.getvalue(), 'png')
   thumbnail = _to_pillow(image)
-  thumbnail.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE))
+  thumbnail.thumbnail((size, size))
   thumbnail.save(buffer, 'JPEG', quality=80)
   return data_uri(buffer.getvalue(), 'jpeg')
 

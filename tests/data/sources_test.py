@@ -12,8 +12,8 @@ import PIL.Image
 from absl.testing import absltest, parameterized
 
 from retrieval_jax.core.errors import InputError
+from retrieval_jax.core.strings import Strings
 from retrieval_jax.data import preprocessing, sources
-from retrieval_jax.data.columns import Strings
 from retrieval_jax.data.preprocessing import Preprocessing
 
 

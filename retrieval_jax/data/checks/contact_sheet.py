@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from retrieval_jax.core import pages
+from retrieval_jax.core.strings import printable
 from retrieval_jax.data import decoding
 from retrieval_jax.data.checks import fingerprints
 from retrieval_jax.data.checks.findings import (
@@ -22,7 +23,6 @@ from retrieval_jax.data.checks.findings import (
   Findings,
   class_name,
   part_name,
-  printable,
 )
 from retrieval_jax.data.collection import Collection
 

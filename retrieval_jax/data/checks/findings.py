@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from retrieval_jax.core.strings import printable
 from retrieval_jax.data.collection import SPLIT_NAMES, Collection
 
 SEVERITIES = ('error', 'warning', 'note')
@@ -245,19 +246,6 @@ def row_text(collection: Collection, row: int) -> str:
   name = class_name(collection, int(collection.labels[row]))
   about = ', '.join(filter(None, [f'class {name}', part_name(collection, row)]))
   return printable(f'{collection.images.describe(row)} ({about})')
-
-
-def printable(text: str) -> str:
-  """Returns text without what would move a terminal's cursor.
-
-  Example:
-    >>> print(printable('a\\x1b[2Jb\\n'))
-    a\\x1b[2Jb\\n
-  """
-  return ''.join(
-    c if c.isprintable() else c.encode('unicode_escape', 'replace').decode()
-    for c in text
-  )
 
 
 def item_lines(

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from retrieval_jax.core.errors import InputError
+from retrieval_jax.core.strings import Strings, StringsBuilder
 from retrieval_jax.data.collection import TEST, TRAIN, VALIDATION, Collection
-from retrieval_jax.data.columns import Strings, StringsBuilder, class_order
+from retrieval_jax.data.columns import class_order
 from retrieval_jax.data.sources import ImageFiles
 
 _log = logging.getLogger(__name__)
@@ -135,6 +136,37 @@ def folder(*, dir: str) -> Collection:
   )
 
 
+def find_images(root: str) -> tuple[Strings, list[tuple[str, str]]]:
+  """Finds the images of a folder and of all folders below it.
+
+  Hidden files and folders are passed over, and so are files without the
+  extension of an image.
+
+  Args:
+    root: the folder.
+
+  Returns:
+    (paths that begin with the root, sorted within each folder, (folder, why)
+    of what cannot be read).
+
+  Example:
+    >>> import pathlib, tempfile
+    >>> root = pathlib.Path(tempfile.mkdtemp())
+    >>> for name in ('b.JPG', 'cat/1.png', 'notes.txt'):
+    ...   (root / name).parent.mkdir(exist_ok=True)
+    ...   (root / name).touch()
+    >>> paths, unreadable = find_images(str(root))
+    >>> [os.path.relpath(path, root) for path in paths], unreadable
+    (['b.JPG', 'cat/1.png'], [])
+  """
+  paths, unreadable = StringsBuilder(), []
+  for below, names, _ in _walk(root, '', unreadable):
+    images = sorted(filter(_is_image, names))
+    folder = os.path.join(root, below)
+    paths.add(Strings.of(os.path.join(folder, name) for name in images))
+  return paths.finish(), unreadable
+
+
 def check_folder(key: str, path: str | os.PathLike) -> str:
   """Returns a folder's absolute path.
 
@@ -194,7 +226,9 @@ def find_file(root: str, places: Sequence[str], layout: str) -> str:
   )
 
 
-def check_first_images(root: str, paths: Strings, num: int = 100) -> None:
+def check_first_images(
+  root: str, paths: Strings, cure: str = 'correct data.dir', num: int = 100
+) -> None:
   """Raises `InputError` if none of the first images exists: a wrong root.
 
   Single files that are missing are found where they are read.
@@ -206,7 +240,7 @@ def check_first_images(root: str, paths: Strings, num: int = 100) -> None:
   hint = ' with / instead of \\ in the paths' if '\\' in paths[0] else ''
   raise InputError(
     f'none of the first {min(num, len(paths))} images exists, tried '
-    f'{tried!r}; paths are relative to {root!r}: correct data.dir{hint}'
+    f'{tried!r}; paths are relative to {root!r}: {cure}{hint}'
   )
 
 
@@ -255,26 +289,41 @@ def _list(path: str) -> _Listing:
   return listing
 
 
-def _walk(root: str, top: str) -> Iterator[tuple[str, list[str], int]]:
-  """Yields (folder, its files, number of other entries) of a class, sorted.
+def _walk(
+  root: str, top: str, unreadable: list[tuple[str, str]] | None = None
+) -> Iterator[tuple[str, list[str], int]]:
+  """Yields (folder, its files, number of other entries) below `top`, sorted.
 
-  Folders are relative to the root. A link to a folder is followed.
+  Folders are relative to the root. A link to a folder is followed. A folder
+  that cannot be read, or has no end, is an error; with a list of `unreadable`
+  it is left out and put there.
   """
   # With the identities of the folders above: a link to one has no end.
   stack = [(top, (_identity(root), _identity(os.path.join(root, top))))]
   while stack:
     below, above = stack.pop()
-    listing = _list(os.path.join(root, below))
+    try:
+      listing = _list(os.path.join(root, below))
+    except InputError as error:
+      if unreadable is None:
+        raise
+      reason = error.__cause__.strerror or 'cannot be read'
+      unreadable.append((os.path.join(root, below), f'folder: {reason}'))
+      continue
     yield below, listing.files, listing.num_other
     for name in reversed(listing.folders):
       child = os.path.join(below, name)
       identity = _identity(os.path.join(root, child))
-      if identity in above:
+      if identity not in above:
+        stack.append((child, (*above, identity)))
+      elif unreadable is None:
         raise InputError(
           f'{os.path.join(root, child)!r} is a link to a folder that holds it, '
           'which has no end; allowed are links to other folders: remove it'
         )
-      stack.append((child, (*above, identity)))
+      else:
+        reason = 'folder: a link to a folder that holds it'
+        unreadable.append((os.path.join(root, child), reason))
 
 
 def _identity(path: str) -> tuple[int, int]:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retrieval_jax.core.errors import InputError, unknown_name
+from retrieval_jax.core.strings import Strings
 from retrieval_jax.data.collection import TEST, TRAIN, Collection
-from retrieval_jax.data.columns import Strings
 from retrieval_jax.data.formats import folders
 from retrieval_jax.data.formats.table_files import open_table
 from retrieval_jax.data.sources import ImageFiles

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from retrieval_jax.core.errors import InputError
+from retrieval_jax.core.strings import Strings
 from retrieval_jax.data.collection import TEST, TRAIN, Collection
-from retrieval_jax.data.columns import Strings, class_order
+from retrieval_jax.data.columns import class_order
 from retrieval_jax.data.formats import folders
 from retrieval_jax.data.formats.layout_files import (
   as_numbers,

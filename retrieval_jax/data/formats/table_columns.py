@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retrieval_jax.core.errors import InputError
+from retrieval_jax.core.strings import Strings, StringsBuilder
 from retrieval_jax.data.collection import TEST, TRAIN, VALIDATION
-from retrieval_jax.data.columns import Strings, StringsBuilder, class_order
+from retrieval_jax.data.columns import class_order
 
 BOX_COLUMNS = ('x_1', 'y_1', 'x_2', 'y_2')
 _SPLITS = {

@@ -15,6 +15,7 @@ from retrieval_jax.core.errors import InputError
 
 _CSV = ('.csv', '.tsv', '.csv.gz', '.tsv.gz')
 _PARQUET = ('.parquet', '.pq')
+TABLE_ENDINGS = _CSV + _PARQUET
 # The longest row, and what is held at once. Larger pieces are not faster, and
 # memory that was once had for one stays with the process.
 _BLOCK_BYTES = 1 << 20

@@ -11,8 +11,9 @@ import os
 import numpy as np
 
 from retrieval_jax.core.errors import InputError
+from retrieval_jax.core.strings import Strings
 from retrieval_jax.data.collection import Collection
-from retrieval_jax.data.columns import Strings, find_duplicate
+from retrieval_jax.data.columns import find_duplicate
 from retrieval_jax.data.formats import folders, table_columns
 from retrieval_jax.data.formats.table_columns import BOX_COLUMNS, Place
 from retrieval_jax.data.formats.table_files import TableFile, open_table

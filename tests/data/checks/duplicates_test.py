@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from retrieval_jax.core.strings import Strings
 from retrieval_jax.data.checks import duplicates, fingerprints
 from retrieval_jax.data.collection import Collection
-from retrieval_jax.data.columns import Strings
 from retrieval_jax.data.sources import ImageFiles
 
 

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from retrieval_jax.core.strings import Strings
 from retrieval_jax.data.checks import findings, inspection
 from retrieval_jax.data.collection import TEST, TRAIN, VALIDATION, Collection
-from retrieval_jax.data.columns import Strings
 from retrieval_jax.data.sources import ImageArray, ImageFiles
 
 

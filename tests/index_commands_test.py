@@ -1,0 +1,290 @@
+"""From a trained run to answers: embed, search, calibrate, export_index."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from retrieval_jax import calibrate, embed, export_index, search
+from retrieval_jax.neighbors import Index
+from retrieval_jax.training import checkpoint, loop, results
+from retrieval_jax.training import config as config_lib
+
+ROOT = pathlib.Path(__file__).parents[1]
+RUN = '--workdir=runs/circle'
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """A folder with a run, 30 digits by class, and an index of them.
+
+  The weights of the run are random ones: what an index is does not depend on
+  how good they are, and nothing has to be trained.
+  """
+  folder = tmp_path_factory.mktemp('place')
+  config = config_lib.load(str(ROOT / 'configs/circle.py'))
+  experiment = loop.make_experiment(config)
+  workdir = str(folder / 'runs/circle')
+  checkpoint.open_workdir(workdir)
+  results.describe_run(workdir, config, experiment.dataset)
+  with checkpoint.Checkpoints(workdir) as checkpoints:
+    checkpoints.save(experiment.initial_state())
+  query = experiment.dataset.tests['test'].query
+  rows = np.linspace(0, len(query) - 1, 30).astype(int)
+  for row, image in zip(rows, query.images_at(rows), strict=True):
+    path = folder / 'digits' / str(query.labels[row]) / f'{row:03}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(image[..., 0]).save(path)
+  (folder / 'bad.png').write_bytes(b'bad')
+  arguments = [
+    f'--workdir={folder}/runs/circle',
+    f'--images={folder}/digits',
+    f'--output={folder}/digits.index',
+  ]
+  assert embed.main(arguments) == 0
+  return folder
+
+
+@pytest.fixture
+def call(place, tmp_path, monkeypatch, capsys):
+  """Returns what calls a command beside a copy of the index."""
+  for name in ('runs', 'bad.png'):
+    os.symlink(place / name, tmp_path / name)
+  shutil.copytree(place / 'digits', tmp_path / 'digits')
+  shutil.copytree(place / 'digits.index', tmp_path / 'digits.index')
+  monkeypatch.chdir(tmp_path)
+
+  def call(command, *argv):
+    status = command.main(argv)
+    return status, *capsys.readouterr()
+
+  return call
+
+
+@pytest.fixture
+def query(place):
+  """The path of an image that is in the index."""
+  return str(sorted((place / 'digits').rglob('*.png'))[7])
+
+
+def search_json(call, *argv):
+  status, output, errors = call(search, '--index=digits.index', '--json', *argv)
+  assert status == 0, errors
+  return [json.loads(line) for line in output.splitlines()]
+
+
+def test_an_image_finds_itself_first(call, query):
+  (answer,) = search_json(call, f'--query={query}', '--k=3')
+  assert (answer['query'], answer['is_match']) == (query, True)
+  assert answer['threshold'] is None
+  best, *others = answer['nearest']
+  assert (best['rank'], best['path']) == (1, query)
+  assert best['similarity'] == pytest.approx(1, abs=1e-5)
+  assert [match['rank'] for match in others] == [2, 3]
+  assert (
+    best['similarity'] >= others[0]['similarity'] >= others[1]['similarity']
+  )
+
+
+def test_the_table_names_queries_and_images(call, query):
+  status, output, _ = call(
+    search, '--index=digits.index', f'--query={query}', query
+  )
+  lines = output.splitlines()
+  assert (status, len(lines)) == (0, 22)  # Ten neighbours each.
+  assert lines[0] == lines[11] == query
+  assert lines[1].split() == ['1', '1.0000', query]
+
+
+def test_the_page_has_the_pictures(call, query):
+  argv = ['--index=digits.index', f'--query={query}', '--html=found.html']
+  assert call(search, *argv)[0] == 0
+  with open('found.html', encoding='utf-8') as file:
+    assert file.read().count('data:image/png') == 11
+  status, _, errors = call(search, *argv)
+  assert (status, '--overwrite' in errors) == (2, True)
+  assert call(search, *argv, '--overwrite')[0] == 0
+
+
+def test_queries_that_cannot_be_read_are_skipped(call, query, caplog):
+  answers = search_json(call, '--query', 'bad.png', query, 'gone.png')
+  assert [answer['query'] for answer in answers] == [query]
+  assert [r.getMessage().split(': ')[1] for r in caplog.records] == [
+    'it is damaged, or not an image of a known format (BMP, GIF, JPEG, '
+    'JPEG2000, PNG, PPM, TIFF, WEBP); skipped',
+    'No such file or directory; skipped',
+  ]
+  status, output, errors = call(
+    search, '--index=digits.index', '--query=bad.png'
+  )
+  assert (status, output) == (2, '')
+  assert 'names 1 images, of which none can be read' in errors
+
+
+def test_below_the_threshold_there_is_no_match(call):
+  blank = PIL.Image.new('L', (28, 28), 255)
+  blank.save('blank.png')
+  _, output, _ = call(
+    *(search, '--index=digits.index', '--query=blank.png', '--threshold=0.9999')
+  )
+  assert output.startswith('blank.png: no match (the best has 0.')
+  assert 'below the threshold 0.9999)' in output
+  (answer,) = search_json(call, '--query=blank.png', '--threshold=0.9999')
+  assert not answer['is_match'] and answer['nearest'][0]['similarity'] < 0.9999
+
+
+def test_a_threshold_is_chosen_kept_and_used(call, query):
+  status, output, errors = call(
+    *(calibrate, '--index=digits.index', '--data=digits'),
+    '--false_positive_rate=0',
+  )
+  assert status == 0, errors
+  assert 'no match below' in output and '30 queries' in output
+  index = Index.open('digits.index')
+  about = index.manifest.threshold
+  assert about['false_positive_rate'] == 0
+  assert about['wanted'] == 'for a false positive rate of 0 on digits'
+  # What is chosen: above the best image of any other class, of each query.
+  rows, labels = index.embeddings, [p.split('/')[-2] for p in index.paths]
+  other = max(
+    float(rows[i] @ rows[j])
+    for i in range(30)
+    for j in range(30)
+    if labels[i] != labels[j]
+  )
+  assert about['value'] == pytest.approx(other, abs=1e-5)
+  (answer,) = search_json(call, f'--query={query}')
+  assert (answer['threshold'], answer['is_match']) == (about['value'], True)
+  (answer,) = search_json(call, f'--query={query}', '--threshold=off')
+  assert answer['threshold'] is None
+  argv = [RUN, '--images=digits/1', '--output=digits.index', '--add']
+  assert call(embed, *argv)[0] == 0
+  assert Index.open('digits.index').threshold == about['value']
+
+
+def test_a_run_without_validation_set_says_how_else(call):
+  status, _, errors = call(calibrate, '--index=digits.index', '--precision=0.9')
+  assert status == 2
+  assert '0 validation sets' in errors and '--data' in errors
+
+
+def test_images_are_added_and_removed(call):
+  argv = ['--output=digits.index']
+  status, output, _ = call(
+    embed, *argv, '--remove', str(Index.open('digits.index').paths[0])
+  )
+  assert (status, output) == (0, 'digits.index: 29 images; 1 removed\n')
+  PIL.Image.new('L', (28, 28), 99).save('new.png')
+  status, output, _ = call(embed, RUN, '--images=new.png', *argv)
+  assert status == 2
+  status, output, _ = call(embed, RUN, '--images=new.png', *argv, '--add')
+  assert (status, output) == (0, 'digits.index: 30 images; 1 embedded\n')
+  (answer,) = search_json(call, '--query=new.png', '--k=1')
+  assert answer['nearest'][0]['path'] == os.path.abspath('new.png')
+
+
+def test_another_model_is_refused(call, query):
+  shutil.copytree(os.path.realpath('runs/circle'), 'other')
+  with open('other/dataset.json') as file:
+    info = json.load(file)
+  info['preprocessing']['resize_size'] = 40
+  with open('other/dataset.json', 'w') as file:
+    json.dump(info, file)
+  for command, argv in (
+    (search, ['--index=digits.index', f'--query={query}']),
+    (calibrate, ['--index=digits.index', '--precision=1', '--data=digits']),
+    (embed, ['--output=digits.index', '--images=bad.png', '--add']),
+  ):
+    status, _, errors = call(command, *argv, '--workdir=other')
+    assert status == 2
+    assert 'another network or preprocessing (config_sha256' in errors
+
+
+def test_a_copy_of_the_run_is_the_same_model(call, query):
+  shutil.copytree(os.path.realpath('runs/circle'), 'moved')
+  assert search_json(call, f'--query={query}', '--workdir=moved')
+
+
+@pytest.mark.parametrize('ending', ['.npz', '.parquet'])
+def test_export(call, ending):
+  argv = ['--index=digits.index', f'--output=out{ending}']
+  assert call(export_index, *argv)[:2] == (0, f'out{ending}: 30 images\n')
+  assert call(export_index, *argv)[0] == 2
+  assert call(export_index, *argv, '--overwrite')[0] == 0
+
+
+@pytest.mark.parametrize(
+  'command, argv, message',
+  [
+    (embed, ['--images=digits', '--output=new'], 'without --workdir'),
+    (embed, [RUN, '--images=gone', '--output=new'], 'does not exist'),
+    (embed, [RUN, '--images=bad.png', '--output=new'], 'none can be read'),
+    (embed, ['--workdir=gone', '--images=digits', '--output=new'], 'gone'),
+    (embed, [RUN, '--images=digits', '--output=digits'], 'is not an index'),
+    (embed, [RUN, '--images=digits', '--output=new', '--step=9'], 'step 9'),
+    (embed, ['--remove=gone', '--output=digits.index'], 'has no image of it'),
+    (embed, ['--remove=digits', '--output=gone'], 'does not exist'),
+    (embed, ['--output=new'], '--images'),
+    (embed, [RUN, '--images=digits', '--outptu=x'], 'output'),
+    (search, ['--index=gone', '--query=bad.png'], 'does not exist'),
+    (search, ['--index=digits', '--query=bad.png'], 'is not an index'),
+    (search, ['--index=digits.index', '--query=x', '--k=0'], 'at least 1'),
+    (
+      search,
+      ['--index=digits.index', '--query=digits/QUERY', '--k=31'],
+      'k is 31; allowed is an int from 1 to 30',
+    ),
+    (
+      search,
+      ['--index=digits.index', '--query=x', '--threshold=2'],
+      'numbers from -1 to 1',
+    ),
+    (
+      search,
+      ['--index=digits.index', '--query=x', '--workdir=gone'],
+      "looked for in 'gone', which is not there",
+    ),
+    (
+      search,
+      ['--index=digits.index', '--query=x', '--html=gone/x.html'],
+      'no folder',
+    ),
+    (calibrate, ['--index=digits.index'], 'precision'),
+    (
+      calibrate,
+      ['--index=digits.index', '--precision=2', '--data=digits'],
+      'precision is 2',
+    ),
+    (
+      calibrate,
+      ['--index=digits.index', '--precision=1', '--data=gone.csv'],
+      'does not exist',
+    ),
+    (export_index, ['--index=digits.index', '--output=x.csv'], '.parquet'),
+    (export_index, ['--index=gone', '--output=x.npz'], 'does not exist'),
+  ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+  call, query, command, argv, message
+):
+  argv = [arg.replace('digits/QUERY', query) for arg in argv]
+  before = sorted(os.listdir())
+  status, output, errors = call(command, *argv)
+  assert (status, output) == (2, '')
+  assert message in errors.splitlines()[-1]
+  assert errors.splitlines()[-1].startswith('retrieval_jax: ')
+  assert sorted(os.listdir()) == before
+
+
+def test_an_unfinished_index_is_searched_with_a_warning(call, query, caplog):
+  path = 'digits.index/manifest.json'
+  with open(path) as file:
+    manifest = json.load(file)
+  with open(path, 'w') as file:
+    json.dump(manifest | {'complete': False}, file)
+  assert search_json(call, f'--query={query}')
+  assert 'digits.index is not complete' in caplog.text
