@@ -44,6 +44,7 @@ def evaluate_listed(
   Example:
     Of the two rows nearest to the query, the first is junk.
 
+    >>> import numpy as np
     >>> gallery = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
     >>> result = evaluate_listed(
     ...   np.array([[1.0, 0.1]]), gallery, [[1]],

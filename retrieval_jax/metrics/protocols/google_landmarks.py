@@ -78,9 +78,9 @@ def retrieval(
   Example:
     Repeated, 'a' keeps rank 2; query 'r' has no prediction.
 
-    >>> retrieval({'q': ['a', 'a', 'b']}, {'q': ['a', 'b'], 'r': ['c']}
+    >>> retrieval({'q': ['a', 'a', 'x', 'b']}, {'q': ['a', 'b'], 'r': ['c']}
     ...   ).metrics
-    {'mean_average_precision_at_100': 0.4166666666666667}
+    {'mean_average_precision_at_100': 0.375}
 
   References:
     Weyand et al., "Google Landmarks Dataset v2", CVPR 2020, section 5.3.

@@ -67,12 +67,14 @@ class _Unpickler(pickle.Unpickler):
       'numpy.core.multiarray.scalar': _StandIn(_scalar),
       'numpy.core.numeric._frombuffer': _StandIn(_from_buffer),
       '_codecs.encode': _StandIn(_encode),
+      'builtins.bytes': _StandIn(_empty_bytes),
     }
 
   def find_class(self, module, name):
     """Returns the stand-in for a name, or raises."""
-    # numpy 2 renamed its inner package.
+    # numpy 2 renamed its inner package, Python 3 its builtins.
     known = f'{module}.{name}'.replace('numpy._core.', 'numpy.core.')
+    known = known.replace('__builtin__.', 'builtins.')
     if known in self._found:
       return self._found[known]
     raise InputError(
@@ -152,6 +154,10 @@ def _encode(text, encoding):
   if encoding not in ('latin1', 'latin-1'):
     raise ValueError(f'bytes are encoded as {encoding!r}')
   return text.encode('latin1')
+
+
+def _empty_bytes():
+  return b''  # Old protocols have no constant for it.
 
 
 def _refuse_call(*_):

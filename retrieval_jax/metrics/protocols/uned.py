@@ -74,7 +74,7 @@ def evaluate(
 
     >>> x = np.eye(2)
     >>> a = Domain(x[:1], np.array([0]), x, np.array([0, 1]))
-    >>> b = Domain(x[:1] + 0.1, np.array([0]), x[::-1] + 0.2, np.array([1, 0]))
+    >>> b = Domain(x[:1] + 0.05, np.array([0]), x[::-1] + 0.2, np.array([1, 0]))
     >>> [round(evaluate({'a': a, 'b': b}, merged=m).means['precision_at_1'], 2)
     ...  for m in (False, True)]
     [1.0, 0.5]

@@ -76,7 +76,7 @@ def evaluate(
     >>> x = np.array([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0]])
     >>> result = evaluate('cub', x, np.array([0, 1, 0, 1]))
     >>> result.metrics['recall_at_1'], result.metrics['recall_at_2']
-    (0.0, 1.0)
+    (0.0, 0.5)
 
   References:
     Oh Song et al., CVPR 2016, section 5 (the first three); Liu et al.,

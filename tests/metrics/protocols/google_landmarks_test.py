@@ -222,7 +222,7 @@ def test_files_of_recognition(tmp_path):
     ),
     ('recognition_predictions', 'id,landmarks\na,5\n', "landmarks is '5'"),
     ('recognition_predictions', 'id,landmarks\na,5 1 2\n', 'is .5 1 2.'),
-    ('retrieval_predictions', 'id,images\n\x00', 'no CSV|no rows'),
+    ('retrieval_predictions', 'id,images\n\x00', 'line 2: 1 fields|no CSV'),
   ],
 )
 def test_damaged_files(tmp_path, reader, text, words):
