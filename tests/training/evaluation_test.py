@@ -117,7 +117,6 @@ def test_what_the_data_do_not_know(tiny_dataset, make_config, keys, words):
   'key, value',
   [
     ('ignore', "('camera',)"),
-    ('ignore', "'domain'"),
     ('same_category_grade', 2),
   ],
 )
