@@ -187,6 +187,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     'mean_reciprocal_rank',
     'recall_at_10',
   )
+  # What a query is not judged by: 'sequence', images of its own sequence;
+  # 'domain', those of its class that its own camera took (data.domain_column).
+  evaluation.ignore = ()
+  # The relevance of an image of another class of the query's category, 1 being
+  # that of its class; 0: such an image is not relevant.
+  evaluation.same_category_grade = 0.0
   evaluation.batch_size = 256
   # The embeddings of these views of an image are averaged: also flipped, and at
   # each scale (the network has to take images of any size).

@@ -234,6 +234,35 @@ def are_related(
   return related
 
 
+def pair_relevance(
+  labels: np.ndarray, others: np.ndarray, grades: np.ndarray | None = None
+) -> np.ndarray:
+  """Returns the relevance of each row to one other.
+
+  Args:
+    labels: [P] int, or [P, L] label sets, in which no label occurs twice; none
+      is padding.
+    others: [P] or [P, M] likewise.
+    grades: [C, C], see `relevance`.
+
+  Returns:
+    [P] float64.
+
+  Example:
+    >>> pair_relevance(np.array([[1, 2], [3, -1]]), np.array([[2, 4], [3, 5]]))
+    array([0.33333333, 0.5       ])
+  """
+  if labels.ndim == 1:
+    if grades is None:
+      return (labels == others).astype(float)
+    return grades[labels, others].astype(float)
+  shared = np.zeros(len(labels), np.int64)
+  for label in labels.T:
+    shared += ((others == label[:, None]) & (label >= 0)[:, None]).sum(axis=1)
+  sizes = (labels >= 0).sum(axis=1) + (others >= 0).sum(axis=1)
+  return shared / (sizes - shared)
+
+
 def incidences(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Returns (rows, labels), a pair for each label that each row has.
 

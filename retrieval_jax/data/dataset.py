@@ -32,15 +32,45 @@ class EvaluationSet:
     query: what is asked.
     gallery: what is searched in; None: the queries, each excluded from its own
       ranking.
+    categories: [Q] int32, the super-class of each query, -1 for none; None:
+      unknown.
+    sequences: ([Q], [N]) int32, of which sequence the queries and the gallery
+      are pictures, -1 for none; None: unknown.
+    domains: ([Q], [N]) int32, the camera (or font, or vendor) of each; None:
+      unknown.
   """
 
   query: Source
   gallery: Source | None = None
+  categories: np.ndarray | None = None
+  sequences: tuple[np.ndarray, np.ndarray] | None = None
+  domains: tuple[np.ndarray, np.ndarray] | None = None
 
   @property
   def searched(self) -> Source:
     """What is searched in, be it the queries themselves."""
     return self.query if self.gallery is None else self.gallery
+
+  def subset(
+    self, query_rows: np.ndarray, gallery_rows: np.ndarray
+  ) -> 'EvaluationSet':
+    """Returns some of the queries, and some of what is searched in.
+
+    Args:
+      query_rows: of `query`.
+      gallery_rows: of `searched`; the same, if there is no gallery.
+    """
+
+    def both(pair):
+      return pair and (pair[0][query_rows], pair[1][gallery_rows])
+
+    return EvaluationSet(
+      self.query.subset(query_rows),
+      self.gallery and self.gallery.subset(gallery_rows),
+      None if self.categories is None else self.categories[query_rows],
+      both(self.sequences),
+      both(self.domains),
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -295,8 +325,18 @@ def make_dataset(
         f'{collection.name}: the {name} set has no {empty}; allowed is at '
         'least one: set data.split, or correct is_query and is_gallery'
       )
+
+    def both(column):
+      return None if column is None else (column[asked], column[searched])
+
+    category = collection.category
+    facts = {
+      'categories': None if category is None else category[asked],
+      'sequences': both(collection.sequence),
+      'domains': both(collection.domain),
+    }
     if np.array_equal(asked, searched):
-      return EvaluationSet(source(asked))
+      return EvaluationSet(source(asked), **facts)
     if np.isin(asked, searched, assume_unique=True).any():
       raise InputError(
         f'{collection.name}: some queries of the {name} set are in its gallery '
@@ -305,8 +345,8 @@ def make_dataset(
         'nothing: correct is_query and is_gallery'
       )
     if np.array_equal(searched, train):
-      return EvaluationSet(source(asked), train_source)
-    return EvaluationSet(source(asked), source(searched))
+      return EvaluationSet(source(asked), train_source, **facts)
+    return EvaluationSet(source(asked), source(searched), **facts)
 
   validations = {}
   if len(asked) or len(searched):

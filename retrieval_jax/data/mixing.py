@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.data.dataset import Dataset, EvaluationSet
+from retrieval_jax.data.dataset import Dataset
 from retrieval_jax.data.sources import Images, Source
 
 
@@ -109,7 +109,9 @@ def mix_datasets(members: Mapping[str, Dataset]) -> Dataset:
 
     def relabelled_set(group, relabelled=relabelled):
       gallery = group.gallery and relabelled(group.gallery)
-      return EvaluationSet(relabelled(group.query), gallery)
+      return dataclasses.replace(
+        group, query=relabelled(group.query), gallery=gallery
+      )
 
     sources.append(relabelled(member.train))
     tests |= {

@@ -1,12 +1,22 @@
 """Retrieval metrics.
 
-To add one: a `Metric` in `definitions.py` and its row in `METRICS`.
+To add one: its row in `definitions.METRICS`, or in `METRICS_AT_K` if its name
+has a number, and a line in the loop of `tests/metrics/definitions_test.py`.
 """
 
-from retrieval_jax.metrics.definitions import METRICS, Metric, get_metric
+from retrieval_jax.metrics.averages import GroupMeans
+from retrieval_jax.metrics.definitions import (
+  METRICS,
+  METRICS_AT_K,
+  Metric,
+  get_metric,
+)
+from retrieval_jax.metrics.ignored import Ignored
+from retrieval_jax.metrics.listed import evaluate_listed
+from retrieval_jax.metrics.rankings import evaluate_rankings
+from retrieval_jax.metrics.results import RetrievalResult
 from retrieval_jax.metrics.retrieval import (
   DEFAULT_METRICS,
-  RetrievalResult,
   check_metrics,
   evaluate_retrieval,
   retrieval_metrics,
@@ -15,9 +25,14 @@ from retrieval_jax.metrics.retrieval import (
 __all__ = [
   'DEFAULT_METRICS',
   'METRICS',
+  'METRICS_AT_K',
+  'GroupMeans',
+  'Ignored',
   'Metric',
   'RetrievalResult',
   'check_metrics',
+  'evaluate_listed',
+  'evaluate_rankings',
   'evaluate_retrieval',
   'get_metric',
   'retrieval_metrics',

@@ -37,6 +37,11 @@ class Ranks:
       plus the negatives that are strictly more similar.
     tied: [T] int64, which of the P positives tie with a negative, ascending.
     num_tied: [T] int64, the negatives that each of them ties with.
+    grades: [P] float64 above 0, how relevant each positive is, descending where
+      positives tie with each other; None: all alike.
+    keys: [P] int32, equal where positives of a query tie; with `grades`.
+    num_ranked: [B] int64, rows of the gallery in the ranking of each query;
+      None: the same number in all.
   """
 
   queries: np.ndarray
@@ -45,6 +50,9 @@ class Ranks:
   ranks: np.ndarray
   tied: np.ndarray
   num_tied: np.ndarray
+  grades: np.ndarray | None = None
+  keys: np.ndarray | None = None
+  num_ranked: np.ndarray | None = None
 
   @functools.cached_property
   def starts(self) -> np.ndarray:

@@ -13,23 +13,30 @@ How they are defined (and where PML's `AccuracyCalculator` differs):
 - A lone query (no row of its class to find) has no value, is left out of the
   mean, and is counted in the protocol.
 - What is to be found is the query's class; with label sets, every row that has
-  a label in common with it; with grades, every row graded above 0. How relevant
-  it is does not enter these metrics.
+  a label in common with it; with grades, every row graded above 0; or the rows
+  that are listed for it (`listed`). How relevant it is enters nDCG
+  alone.
 """
 
-import dataclasses
 import functools
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
 
 from retrieval_jax.core import relations, tiles
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.metrics import definitions, ranking, sorting
-from retrieval_jax.metrics.ranks import RESOLUTION
+from retrieval_jax.metrics import (
+  averages,
+  definitions,
+  ranking,
+  results,
+  sorting,
+)
+from retrieval_jax.metrics.averages import Groups
+from retrieval_jax.metrics.ignored import Ignored
+from retrieval_jax.metrics.results import RetrievalResult
 
 DEFAULT_METRICS = (
   'precision_at_1',
@@ -40,35 +47,6 @@ DEFAULT_METRICS = (
   'recall_at_10',
 )
 
-# Of (positive, negative) pairs. Distinct embeddings stay near 1e-6; where a
-# fifth of the rows has collapsed to a point it is about 0.2 ** 3.
-COLLAPSE_TIE_RATE = 0.005
-
-_SLACK = 1e-9
-
-
-@dataclasses.dataclass(frozen=True)
-class RetrievalResult:
-  """Metrics with what one needs to believe and to compare them.
-
-  Attributes:
-    metrics: name -> mean over the queries that have a positive.
-    ranges: name -> (lowest, highest) mean that an order of the ties can give;
-      equal to the metric where nothing ties.
-    protocol: similarity, relevance (unless it is the class), num_queries,
-      num_lone_queries, gallery_size, self_excluded, num_zero_embeddings,
-      tie_rate (mean share of a query's (positive, negative) pairs that tie),
-      tie_resolution (similarities that round to the same multiple tie),
-      definitions (name -> sentence) and warnings (sentences, usually none).
-      JSON types only.
-    per_query: name -> [Q] float64, NaN for lone queries.
-  """
-
-  metrics: dict[str, float]
-  ranges: dict[str, tuple[float, float]]
-  protocol: dict[str, Any]
-  per_query: dict[str, np.ndarray]
-
 
 def retrieval_metrics(
   query_embeddings,
@@ -78,6 +56,8 @@ def retrieval_metrics(
   *,
   metrics: Sequence[str] = DEFAULT_METRICS,
   grades=None,
+  categories=None,
+  ignored: Ignored | None = None,
   memory_budget_mb: float = 128,
 ) -> dict[str, float]:
   """Returns retrieval metrics; warns if the embeddings have collapsed.
@@ -88,9 +68,15 @@ def retrieval_metrics(
     gallery_embeddings: [N, D]; None: the queries, each excluded from its own
       ranking.
     gallery_labels: [N] int, or [N, M] likewise, with the gallery.
-    metrics: names in `METRICS`, or `recall_at_<k>`.
+    metrics: names in `METRICS`, or in `METRICS_AT_K` with a number for `<k>`:
+      means over queries; with `macro_` before it, the mean over classes of the
+      means of their queries; with `category_macro_`, over categories.
     grades: [C, C] float of int labels, the relevance of each class to each; see
       `core.relations`. None: a class is relevant to itself alone.
+    categories: [Q] int, the category of each query, for `category_macro_`;
+      negative: none.
+    ignored: rows of the gallery that a query is not judged by. Rankings are
+      then sorted whole, as with label sets and grades: O(N log N) a query.
     memory_budget_mb: MiB beyond the inputs and the results to stay within. If
       it also holds a float32 copy of the gallery twice, things go faster.
 
@@ -121,6 +107,8 @@ def retrieval_metrics(
     gallery_labels,
     metrics=metrics,
     grades=grades,
+    categories=categories,
+    ignored=ignored,
     memory_budget_mb=memory_budget_mb,
   )
   for sentence in result.protocol['warnings']:
@@ -136,6 +124,8 @@ def evaluate_retrieval(
   *,
   metrics: Sequence[str] = DEFAULT_METRICS,
   grades=None,
+  categories=None,
+  ignored: Ignored | None = None,
   memory_budget_mb: float = 128,
 ) -> RetrievalResult:
   """Returns retrieval metrics with ranges, protocol and values per query.
@@ -156,7 +146,7 @@ def evaluate_retrieval(
   names = check_metrics(metrics, 'metrics')
   budget = tiles.check_memory_budget(memory_budget_mb)
   queries = tiles.check_embeddings(query_embeddings, 'query_embeddings')
-  labels = _check_labels(query_labels, 'query_labels', queries)
+  labels = check_row_labels(query_labels, 'query_labels', queries)
   self_excluded = gallery_embeddings is None
   if self_excluded != (gallery_labels is None):
     raise InputError(
@@ -169,7 +159,7 @@ def evaluate_retrieval(
     gallery = tiles.check_embeddings(
       gallery_embeddings, 'gallery_embeddings', queries.shape[1]
     )
-    known_labels = _check_labels(gallery_labels, 'gallery_labels', gallery)
+    known_labels = check_row_labels(gallery_labels, 'gallery_labels', gallery)
     if known_labels.ndim != labels.ndim:
       raise InputError(
         f'gallery_labels has shape {known_labels.shape} and query_labels '
@@ -178,13 +168,19 @@ def evaluate_retrieval(
       )
   grades = relations.check_grades(grades, labels, 'query_labels')
   relations.check_grades(grades, known_labels, 'gallery_labels')
+  if categories is not None:
+    categories = check_row_labels(categories, 'categories', queries, sets=False)
+  if ignored is not None:
+    ignored = ignored.checked(len(queries), len(gallery))
   return _evaluate(
     queries,
     labels,
     gallery,
     known_labels,
-    metrics={name: definitions.get_metric(name) for name in names},
+    metrics=names,
     grades=grades,
+    categories=categories,
+    ignored=ignored,
     self_excluded=self_excluded,
     budget=budget,
   )
@@ -196,7 +192,7 @@ def check_metrics(
   """Returns metric names as a tuple, each once, or says which is unknown.
 
   Args:
-    names: keys of `METRICS`, or `recall_at_<k>`; at least one.
+    names: of metrics, see `retrieval_metrics`; at least one.
     prefix: how the message calls them.
 
   Raises:
@@ -218,12 +214,22 @@ def check_metrics(
       f'for example {DEFAULT_METRICS[0]!r}'
     )
   for name in names:
-    definitions.get_metric(name, prefix)
+    definitions.get_metric(averages.split_name(name)[1], prefix)
   return names
 
 
-def _check_labels(labels, name, embeddings):
-  labels = relations.check_labels(labels, name, label_sets=True)
+def check_row_labels(
+  labels, name: str, embeddings: np.ndarray, *, sets: bool = True
+) -> np.ndarray:
+  """Returns `relations.check_labels`, one for each embedding.
+
+  Args:
+    labels: [N] int, or [N, L] label sets.
+    name: how the message calls them.
+    embeddings: [N, D].
+    sets: whether label sets may come.
+  """
+  labels = relations.check_labels(labels, name, label_sets=sets)
   if len(labels) != len(embeddings):
     raise InputError(
       f'{name} has {len(labels)} rows but the embeddings have '
@@ -239,123 +245,63 @@ def _evaluate(
   gallery: np.ndarray,
   gallery_labels: np.ndarray,
   *,
-  metrics: dict[str, definitions.Metric],
+  metrics: Iterable[str],
   self_excluded: bool,
   budget: int,
   grades: np.ndarray | None = None,
+  categories: np.ndarray | None = None,
+  ignored: Ignored | None = None,
   counter: str | None = None,
   devices: Sequence[jax.Device] | None = None,
 ) -> RetrievalResult:
-  per_query = {name: np.full(len(queries), np.nan) for name in metrics}
-  # How far the ties of all queries together could push a metric.
-  down = dict.fromkeys(metrics, 0.0)
-  up = dict.fromkeys(metrics, 0.0)
-  num_ranked, tie_sum = 0, 0.0
-  num_candidates = len(gallery) - self_excluded
+  names = tuple(metrics)
   is_one_class = labels.ndim == 1 and grades is None
-  rank = (
-    functools.partial(ranking.rank_positives, counter=counter)
-    if is_one_class
-    else functools.partial(sorting.rank_relevant, grades=grades)
+  if is_one_class and ignored is None:
+    rank = functools.partial(
+      ranking.rank_positives,
+      queries,
+      labels,
+      gallery,
+      gallery_labels,
+      counter=counter,
+    )
+  else:
+    rank = functools.partial(
+      sorting.rank_relevant,
+      queries,
+      gallery,
+      sorting.Labels(labels, gallery_labels, grades),
+      ignored=ignored,
+      with_grades=not is_one_class and _has_graded(names),
+    )
+  groups = {'class': Groups.of_labels(labels)}
+  if categories is not None:
+    groups['category'] = Groups.of_labels(categories)
+  relevance = (
+    'at least one label in common' if grades is None else ('a grade above 0')
   )
-  for block in rank(
-    queries,
-    labels,
-    gallery,
-    gallery_labels,
-    exclude_self=self_excluded,
-    budget=budget,
-    devices=devices,
-  ):
-    for name, values in definitions.evaluate(block, metrics).items():
-      per_query[name][block.queries] = values.expected
-      down[name] += float((values.expected - values.lowest).sum())
-      up[name] += float((values.highest - values.expected).sum())
-    num_ranked += len(block.queries)
-    tie_sum += float(definitions.tie_rates(block, num_candidates).sum())
-  if not num_ranked:
-    raise InputError(
+  is_relevant = 'of its class' if is_one_class else 'that is relevant'
+  return results.summarize(
+    rank(exclude_self=self_excluded, budget=budget, devices=devices),
+    names,
+    num_queries=len(queries),
+    num_candidates=len(gallery) - self_excluded,
+    groups=groups,
+    protocol=results.describe_search(
+      queries,
+      gallery,
+      self_excluded=self_excluded,
+      ignored=ignored,
+      relevance=None if is_one_class else relevance,
+    ),
+    no_positive=(
       f'query_labels: none of the {len(queries)} queries has another row '
-      f'{"of its class" if is_one_class else "that is relevant"} in the '
-      'gallery; allowed is at least one that does: check that both come from '
-      'the same label map'
-    )
-  _check_invariants(per_query)
-  tie_rate = tie_sum / num_ranked
-  num_zero = tiles.count_zero_rows(queries)
-  if not self_excluded:
-    num_zero += tiles.count_zero_rows(gallery)
-  means = {name: _mean(values) for name, values in per_query.items()}
-  relation = {}
-  if not is_one_class:
-    relation['relevance'] = (
-      'at least one label in common' if grades is None else 'a grade above 0'
-    )
-  return RetrievalResult(
-    metrics=means,
-    ranges={
-      name: (
-        max(mean - down[name] / num_ranked, 0.0),
-        min(mean + up[name] / num_ranked, 1.0),
-      )
-      for name, mean in means.items()
-    },
-    protocol={
-      'similarity': 'cosine',
-      **relation,
-      'num_queries': len(queries),
-      'num_lone_queries': len(queries) - num_ranked,
-      'gallery_size': len(gallery),
-      'self_excluded': self_excluded,
-      'num_zero_embeddings': num_zero,
-      'tie_rate': tie_rate,
-      'tie_resolution': RESOLUTION,
-      'definitions': {name: row.definition for name, row in metrics.items()},
-      'warnings': _warnings(tie_rate, num_zero),
-    },
-    per_query=per_query,
+      f'{is_relevant} in the gallery; allowed is at least one that does: check '
+      'that both come from the same label map'
+    ),
   )
 
 
-def _mean(values: np.ndarray) -> float:
-  # The slack of the last digit, so that the mean too stays in [0, 1].
-  return float(np.clip(np.mean(values[~np.isnan(values)]), 0.0, 1.0))
-
-
-def _warnings(tie_rate: float, num_zero: int) -> list[str]:
-  sentences = []
-  if tie_rate > COLLAPSE_TIE_RATE:
-    sentences.append(
-      f'the embeddings may have collapsed: {tie_rate:.1%} of the pairs '
-      'of a positive and a negative tie, so the metrics are partly chance; '
-      'look at the ranges, the loss, the learning rate and the last layer'
-    )
-  if num_zero:
-    sentences.append(
-      f'{num_zero} embeddings are zero: they have no direction and are taken '
-      'as equally far from everything'
-    )
-  return sentences
-
-
-def _check_invariants(per_query: dict[str, np.ndarray]) -> None:
-  """Raises if a value is impossible: that is a defect, not a user's mistake."""
-  for name, values in per_query.items():
-    if not np.all(np.isnan(values) | _between(0, values, 1)):
-      raise AssertionError(f'{name} left [0, 1]')
-  at_r = per_query.get('mean_average_precision_at_r')
-  recalls = [name for name in per_query if name.startswith('recall_at_')]
-  ordered = [
-    (at_r, per_query.get('r_precision')),
-    (at_r, per_query.get('mean_average_precision')),
-    *((per_query.get('precision_at_1'), per_query[name]) for name in recalls),
-  ]
-  for smaller, larger in ordered:
-    if smaller is None or larger is None:
-      continue
-    if np.any(smaller > larger + _SLACK):
-      raise AssertionError('mAP@R > R-precision or mAP, or P@1 > recall')
-
-
-def _between(low, values, high):
-  return (values >= low - _SLACK) & (values <= high + _SLACK)
+def _has_graded(names):
+  bases = (averages.split_name(name)[1] for name in names)
+  return any(definitions.get_metric(base).is_graded for base in bases)

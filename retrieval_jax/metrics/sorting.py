@@ -1,13 +1,16 @@
 """Ranks of the relevant rows of any relation, by sorting whole rankings.
 
-`ranking` counts, which needs the positives of a query to be one class. Those of
-label sets and of graded relevance are not, so here a query's ranking is formed:
-a key for each gallery row, sorted on the host. That is O(N log N) a query, and
-4 N bytes for each query of a block.
+`ranking` counts, which needs the positives of a query to be one class, and all
+other rows to be its negatives. Those of label sets, of graded relevance and of
+listed rows are not, and ignored rows are neither; so here a query's ranking is
+formed: a key for each gallery row, sorted on the host. That is O(N log N) a
+query, and 4 N bytes for each query of a block.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,47 +19,78 @@ import numpy as np
 from retrieval_jax.core import relations, tiles
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.metrics import ranks
+from retrieval_jax.metrics.ignored import Ignored
 from retrieval_jax.metrics.ranks import LAST_KEY, Ranks
 
 _BYTES_OF_POSITIVE = 96  # In `Ranks`, and in what metrics make of them.
+_BYTES_OF_GRADE = 64
+
+
+class Labels(NamedTuple):
+  """Relevance by label.
+
+  Attributes:
+    queries: [Q] int, or [Q, L] label sets.
+    gallery: [N] or [N, M] likewise. A row without a label is relevant to no
+      query, and stands in all rankings.
+    grades: [C, C] of int labels, see `relations.relevance`; None.
+  """
+
+  queries: np.ndarray
+  gallery: np.ndarray
+  grades: np.ndarray | None = None
+
+
+class Lists(NamedTuple):
+  """Relevance by lists, as landmark sets come with.
+
+  Attributes:
+    rows: [Q, P] int64 rows of the gallery, each once, padded with -1.
+  """
+
+  rows: np.ndarray
 
 
 def rank_relevant(
   query_embeddings: np.ndarray,
-  query_labels: np.ndarray,
   gallery_embeddings: np.ndarray,
-  gallery_labels: np.ndarray,
+  relevant: Labels | Lists,
   *,
-  grades: np.ndarray | None = None,
   exclude_self: bool,
   budget: int,
+  ignored: Ignored | None = None,
+  with_grades: bool = False,
   devices: Sequence[jax.Device] | None = None,
 ) -> Iterator[Ranks]:
   """Yields the ranks of all queries that have a positive, block by block.
 
-  A gallery row without a label is relevant to no query, and stands in all
-  rankings.
-
   Args:
     query_embeddings: [Q, D] any float dtype, finite.
-    query_labels: [Q] int, or [Q, L] label sets.
     gallery_embeddings: [N, D] likewise.
-    gallery_labels: [N] or [N, M] likewise.
-    grades: [C, C] of int labels, see `relations.relevance`.
+    relevant: what is relevant to which query.
     exclude_self: whether the gallery is the queries, and row i of it is left
       out for query i.
     budget: bytes of memory to stay within.
+    ignored: rows in no ranking, checked.
+    with_grades: whether to say how relevant each positive is.
     devices: all local devices, if None.
 
   Raises:
     InputError: if the budget does not hold the smallest block.
   """
-  if grades is None:
-    query_labels, gallery_labels = _numbered(query_labels, gallery_labels)
-  most_positives = _most_positives(query_labels, gallery_labels, grades)
+  if isinstance(relevant, Labels) and relevant.grades is None:
+    relevant = Labels(*_numbered(relevant.queries, relevant.gallery))
+  num_queries, num_rows = len(query_embeddings), len(gallery_embeddings)
+  if isinstance(relevant, Lists):
+    most_positives = relevant.rows.shape[1]
+    # As padding, no row is a positive; the listed ones are made so later.
+    labels = Labels(np.full(num_queries, -1), np.full(num_rows, -1))
+  else:
+    most_positives = _most_positives(*relevant)
+    labels = relevant
   gallery = tiles.Tiles(
     gallery_embeddings,
-    (gallery_labels, np.arange(len(gallery_labels))),
+    (labels.gallery, np.arange(num_rows)),
     budget=budget // 2,
     devices=devices,
   )
@@ -65,7 +99,8 @@ def rank_relevant(
   # them are positives.
   width = len(gallery) * gallery.tile_rows
   row_bytes = 24 * gallery.tile_rows + 9 * width
-  positive_bytes = _BYTES_OF_POSITIVE * most_positives
+  graded_bytes = _BYTES_OF_GRADE * with_grades
+  positive_bytes = (_BYTES_OF_POSITIVE + graded_bytes) * most_positives
   smallest = tiles.MIN_BLOCK_ROWS * len(gallery.devices) * row_bytes
   if smallest + positive_bytes > budget:
     needed = 2 * (smallest + positive_bytes + gallery.num_bytes)
@@ -75,7 +110,6 @@ def rank_relevant(
       f'rows, up to {most_positives} of them relevant to a query; allowed is '
       f'{needed} or more: pass memory_budget_mb={needed}'
     )
-  num_queries = len(query_labels)
   block_rows = gallery.block_rows(
     num_queries, row_bytes, max(smallest, (budget - positive_bytes) // 2)
   )
@@ -83,26 +117,106 @@ def rank_relevant(
   rows_at_once = max(1, left // max(positive_bytes, 1))
   for block in tiles.blocks(num_queries, block_rows):
     picked = np.arange(num_queries)[block]
-    itself = picked if exclude_self else np.full(len(picked), -2)
     queries = gallery.put_queries(
-      query_embeddings[block], (query_labels[block], itself), block_rows
+      query_embeddings[block], (labels.queries[block],), block_rows
     )
     keys = np.empty((len(picked), width), np.int32)
     for index in range(len(gallery)):
       start = index * gallery.tile_rows
       keys[:, start : start + gallery.tile_rows] = np.asarray(
-        _tile_keys(queries, gallery[index], grades)
+        _tile_keys(queries, gallery[index], labels.grades)
       )[: len(picked)]
-    keys.sort(axis=1)
+    if isinstance(relevant, Lists):
+      _mark_positives(keys, relevant.rows[block])
     for part in tiles.blocks(len(picked), rows_at_once):
-      found = _ranks(picked[part], keys[part])
+      found = _part_ranks(
+        picked[part],
+        keys[part],
+        exclude_self=exclude_self,
+        ignored=ignored,
+        relevant=relevant if with_grades else None,
+      )
       if len(found.queries):
         yield found
 
 
+def _mark_positives(keys, rows):
+  """Makes the listed rows positives."""
+  queries, columns = np.nonzero(rows >= 0)
+  keys[queries, rows[queries, columns]] &= ~1
+
+
+def _part_ranks(picked, keys, *, exclude_self, ignored, relevant):
+  """Returns the ranks of some queries; sorts their keys in place.
+
+  Args:
+    picked: [B] int64, their rows.
+    keys: [B, W] int32, of the gallery in its order.
+    exclude_self: whether to ignore row i for query i.
+    ignored: what else.
+    relevant: what the grades come from; None: no grades.
+  """
+  if exclude_self:
+    keys[np.arange(len(picked)), picked] = LAST_KEY
+  if ignored is not None:
+    _drop_ignored(picked, keys, ignored)
+  num_ranked = None
+  if ignored is not None:
+    num_ranked = np.count_nonzero(keys != LAST_KEY, axis=1)
+  grades = order = None
+  if relevant is not None:
+    rows, columns = np.nonzero(keys & 1 == 0)
+    grades = _grades(relevant, picked[rows], columns)
+    own = keys[rows, columns]
+    order = np.lexsort((-grades, own, rows))
+    grades, own = grades[order], own[order]
+  keys.sort(axis=1)
+  found = _ranks(picked, keys)
+  has_positive = np.isin(picked, found.queries, assume_unique=True)
+  return dataclasses.replace(
+    found,
+    num_ranked=None if num_ranked is None else num_ranked[has_positive],
+    grades=grades,
+    keys=None if grades is None else own,
+  )
+
+
+def _drop_ignored(picked, keys, ignored):
+  """Takes what is ignored out of the rankings."""
+  if ignored.rows is not None:
+    rows = ignored.rows[picked]
+    queries, columns = np.nonzero(rows >= 0)
+    keys[queries, rows[queries, columns]] = LAST_KEY
+  if ignored.sequences is not None:
+    own, theirs = ignored.sequences
+    for row, sequence in enumerate(own[picked].tolist()):
+      if sequence >= 0:
+        keys[row, : len(theirs)][theirs == sequence] = LAST_KEY
+  if ignored.cameras is not None:
+    own, theirs = ignored.cameras
+    rows, columns = np.nonzero(keys & 1 == 0)
+    camera = own[picked[rows]]
+    is_own = (camera == theirs[columns]) & (camera >= 0)
+    keys[rows[is_own], columns[is_own]] = LAST_KEY
+
+
+def _grades(relevant, rows, columns):
+  """Returns [P] float64, how relevant gallery rows are to queries."""
+  if isinstance(relevant, Lists):
+    return np.ones(len(rows))
+  return relations.pair_relevance(
+    relevant.queries[rows], relevant.gallery[columns], relevant.grades
+  )
+
+
 def _numbered(query_labels, gallery_labels):
-  """Returns label sets whose labels are numbers from 0, which fit an int32."""
+  """Returns labels that are numbers from 0, which fit an int32."""
   classes = np.unique(np.concatenate([query_labels, gallery_labels], axis=None))
+  if query_labels.ndim == 1:
+    return tuple(
+      np.searchsorted(classes, labels)
+      for labels in (query_labels, gallery_labels)
+    )
   classes = classes[classes >= 0]
 
   def number(label_sets):
@@ -125,21 +239,19 @@ def _most_positives(query_labels, gallery_labels, grades):
 
 
 def _tile_keys(queries, tile, grades):
-  """Returns the keys [B, T] of a tile, `LAST_KEY` for what is not ranked."""
-  rows, (labels, itself) = queries
+  """Returns the keys [B, T] of a tile, `LAST_KEY` for its padding."""
+  rows, (labels,) = queries
   tile_rows, (tile_labels, gallery_row) = tile
   # Apart, so that no fusion changes how similarities are summed.
   similarities = ranks.similarities(rows, tile_rows)
-  return _keys(similarities, labels, itself, tile_labels, gallery_row, grades)
+  return _keys(similarities, labels, tile_labels, gallery_row, grades)
 
 
 @jax.jit
-def _keys(similarities, labels, itself, tile_labels, gallery_row, grades):
+def _keys(similarities, labels, tile_labels, gallery_row, grades):
   positives, _ = relations.pair_masks(labels, tile_labels, grades=grades)
-  is_ranked = gallery_row[None, :] != itself[:, None]
-  is_ranked &= (gallery_row >= 0)[None, :]  # Not the padding.
   keys = ranks.to_keys(similarities) + ~positives
-  return jnp.where(is_ranked, keys, LAST_KEY)
+  return jnp.where((gallery_row >= 0)[None, :], keys, LAST_KEY)
 
 
 def _ranks(picked: np.ndarray, keys: np.ndarray) -> Ranks:

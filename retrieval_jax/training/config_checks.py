@@ -258,3 +258,35 @@ def validate_dataset(
         f'data.{key} has {len(config.data[key])} numbers; allowed is 1 or '
         f'{channels}, the channels of {dataset.name}'
       )
+  _validate_evaluation(config, dataset)
+
+
+def _validate_evaluation(
+  config: ml_collections.ConfigDict, dataset: data.Dataset
+) -> None:
+  """Raises if the evaluation asks for what the data do not know."""
+  asked = config.eval
+  if asked.same_category_grade > 0 and dataset.class_categories is None:
+    raise InputError(
+      f'eval.same_category_grade is {asked.same_category_grade}, but '
+      f'{dataset.name} does not have one category for each class; allowed is '
+      '0: add a column `category`, or leave it out'
+    )
+  cures = {
+    'category': 'add a column `category`',
+    'sequence': 'add a column `sequence`',
+    'domain': 'set data.domain_column to a column of cameras',
+  }
+  needs = [(f'eval.ignore has {own!r}', f'{own}s', own) for own in asked.ignore]
+  needs += [
+    (f'eval.metrics has {name!r}', 'categories', 'category')
+    for name in asked.metrics
+    if name.startswith('category_macro_')
+  ]
+  for name, group in (dataset.tests | dataset.validations).items():
+    for problem, fact, column in needs:
+      if getattr(group, fact) is None:
+        raise InputError(
+          f'{problem}, but the {name} set of {dataset.name} has no {fact}; '
+          f'allowed are data that have: {cures[column]}, or leave it out'
+        )

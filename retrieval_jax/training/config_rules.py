@@ -133,6 +133,17 @@ RULES = {
       and all(isinstance(name, str) for name in v)
     ),
   ),
+  'eval.ignore': Rule(
+    "a tuple of 'sequence' and 'domain', or ()",
+    lambda v: (
+      isinstance(v, Sequence)
+      and not isinstance(v, str)
+      and set(v) <= {'sequence', 'domain'}
+    ),
+  ),
+  'eval.same_category_grade': Rule(
+    'a number from 0 to 1', lambda v: _is_real(v) and 0 <= v <= 1
+  ),
   'eval.batch_size': _COUNT,
   'eval.flip': _FLAG,
   'eval.scales': Rule(

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from retrieval_jax import data, metrics
-from retrieval_jax.core import collectives
+from retrieval_jax.core import collectives, relations
 from retrieval_jax.training import state as state_lib
 from retrieval_jax.training import steps
 
@@ -33,14 +34,26 @@ class Evaluation(NamedTuple):
 class Evaluator:
   """Embeds and measures with a step that is compiled once."""
 
-  def __init__(self, config: ml_collections.ConfigDict, task: steps.Task):
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    task: steps.Task,
+    class_categories: np.ndarray | None = None,
+  ):
     """Compiles nothing yet.
 
     Args:
       config: `eval` and `data.max_unreadable_share` are read.
       task: what is trained.
+      class_categories: [C] int, the category of each class, for
+        `eval.same_category_grade`.
     """
     self._config = config.eval
+    self._grades = None
+    if config.eval.same_category_grade > 0:
+      self._grades = relations.category_grades(
+        class_categories, config.eval.same_category_grade
+      )
     self._max_unreadable_share = config.data.max_unreadable_share
     self._p_embed = jax.pmap(
       functools.partial(_embed_batch, task=task), axis_name=state_lib.AXIS
@@ -103,33 +116,46 @@ class Evaluator:
       'params': replicated_state.params['embedder'],
       'batch_stats': replicated_state.batch_stats,
     }
-    query, query_rows = self._readable(variables, group.query, name)
-    if group.gallery is None:
-      gallery, gallery_rows, against = None, query_rows, ()
-    else:
-      gallery, gallery_rows = self._readable(variables, group.gallery, name)
-      against = gallery_rows, gallery.labels
+    query_rows, can_ask = self.embed(variables, group.query, name)
+    gallery_rows, can_be_found = query_rows, can_ask
+    if group.gallery is not None:
+      gallery_rows, can_be_found = self.embed(variables, group.gallery, name)
+    unreadable = int((~can_ask).sum())
+    if group.gallery is not None:
+      unreadable += int((~can_be_found).sum())
+    if unreadable:
+      group = group.subset(
+        np.flatnonzero(can_ask), np.flatnonzero(can_be_found)
+      )
+      query_rows, gallery_rows = query_rows[can_ask], gallery_rows[can_be_found]
+    against = ()
+    if group.gallery is not None:
+      against = gallery_rows, group.gallery.labels
     result = metrics.evaluate_retrieval(
       query_rows,
-      query.labels,
+      group.query.labels,
       *against,
       metrics=tuple(self._config.metrics),
+      grades=self._grades,
+      categories=group.categories,
+      ignored=_ignored(self._config.ignore, group),
       memory_budget_mb=self._config.memory_budget_mb,
     )
-    kept = data.EvaluationSet(query, gallery)
-    unreadable = len(group.query) - len(query)
-    if group.gallery is not None:
-      unreadable += len(group.gallery) - len(gallery)
     if unreadable:
       result.protocol['num_unreadable_images'] = unreadable
-    return Evaluation(result, kept, query_rows, gallery_rows)
+    return Evaluation(result, group, query_rows, gallery_rows)
 
-  def _readable(self, variables, source, name):
-    """Returns what can be read of a source, and its embeddings."""
-    rows, readable = self.embed(variables, source, name)
-    if readable.all():
-      return source, rows
-    return source.subset(np.flatnonzero(readable)), rows[readable]
+
+def _ignored(
+  columns: Sequence[str], group: data.EvaluationSet
+) -> metrics.Ignored | None:
+  """Returns what the queries of a set are not judged by."""
+  if not columns:
+    return None
+  return metrics.Ignored(
+    sequences=group.sequences if 'sequence' in columns else None,
+    cameras=group.domains if 'domain' in columns else None,
+  )
 
 
 def _embed_batch(variables, images, mask, *, task):

@@ -116,7 +116,7 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
       process_count=jax.process_count(),
     ),
     task=task,
-    evaluate=evaluation_lib.Evaluator(config, task),
+    evaluate=evaluation_lib.Evaluator(config, task, dataset.class_categories),
     num_steps=num_steps,
     schedule=schedule,
     optimizer=optim.make_optimizer(

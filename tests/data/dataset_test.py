@@ -43,6 +43,27 @@ class RolesTest(parameterized.TestCase):
     self.assertIsNone(formed.tests['test'].gallery)
     self.assertEmpty(formed.validations)
 
+  def test_facts_of_queries_and_gallery(self):
+    formed = _form(
+      _collection(
+        [0, 0, 1, 1, 2],
+        split=np.array([0, 0, 2, 2, 2], np.int8),
+        is_query=np.array([0, 0, 1, 0, 0], bool),
+        is_gallery=np.array([0, 0, 0, 1, 1], bool),
+        category=np.array([0, 0, 5, 6, -1], np.int32),
+        sequence=np.array([-1, 0, 7, 7, 8], np.int32),
+        domain=np.array([0, 1, 0, 1, 0], np.int32),
+      )
+    )
+    group = formed.tests['test']
+    self.assertEqual(group.categories.tolist(), [5])
+    self.assertEqual([x.tolist() for x in group.sequences], [[7], [7, 8]])
+    self.assertEqual([x.tolist() for x in group.domains], [[0], [1, 0]])
+    part = group.subset(np.array([0]), np.array([1]))
+    self.assertEqual(_shown(part.gallery), [4])
+    self.assertEqual([x.tolist() for x in part.sequences], [[7], [8]])
+    self.assertIsNone(_form(_collection([0, 0, 1, 1])).tests['test'].sequences)
+
   def test_training_images_can_be_the_gallery(self):
     split = np.array([TRAIN, TRAIN, TEST], np.int8)
     formed = _form(

@@ -1,6 +1,5 @@
 """Metrics of label sets and graded relevance, against loops and the counter."""
 
-import itertools
 import resource
 
 import jax
@@ -11,57 +10,13 @@ from retrieval_jax import metrics
 from retrieval_jax.core import relations, tiles
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.metrics import retrieval, sorting
+from tests.metrics import loops
 
-_NAMES = (*metrics.METRICS, 'recall_at_1', 'recall_at_3')
-
-
-def _loop_metrics(relevant):
-  """Metrics of one ranking, as the definitions read: bools, best first."""
-  total = sum(relevant)
-  precisions = [sum(relevant[: i + 1]) / (i + 1) for i in range(len(relevant))]
-  hits = [i for i, hit in enumerate(relevant) if hit]
-  return {
-    'precision_at_1': float(relevant[0]),
-    'r_precision': sum(relevant[:total]) / total,
-    'mean_average_precision': sum(precisions[i] for i in hits) / total,
-    'mean_average_precision_at_r': sum(precisions[i] for i in hits if i < total)
-    / total,
-    'mean_reciprocal_rank': 1 / (1 + hits[0]),
-    'recall_at_1': float(any(relevant[:1])),
-    'recall_at_3': float(any(relevant[:3])),
-  }
-
-
-def _brute_force(queries, gallery, is_relevant, *, itself):
-  """Mean, lowest and highest over all orders of the ties, in loops.
-
-  `is_relevant(i, j)` says it of query i and gallery row j.
-  """
-  sums = []
-  unit = [
-    x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, gallery)
-  ]
-  for i in range(len(queries)):
-    columns = [j for j in range(len(gallery)) if not (itself and i == j)]
-    relevant = [is_relevant(i, j) for j in columns]
-    if not any(relevant):
-      continue
-    similarities = np.round(unit[1][columns].astype(float) @ unit[0][i], 6)
-    groups = [
-      np.flatnonzero(similarities == value)
-      for value in np.unique(similarities)[::-1]
-    ]
-    values = [
-      _loop_metrics([relevant[k] for part in order for k in part])
-      for order in itertools.product(*map(itertools.permutations, groups))
-    ]
-    sums.append(
-      {
-        name: [f([v[name] for v in values]) for f in (np.mean, min, max)]
-        for name in _NAMES
-      }
-    )
-  return {name: np.mean([row[name] for row in sums], axis=0) for name in _NAMES}
+_NAMES = (
+  *metrics.METRICS,
+  *('recall_at_1', 'recall_at_3', 'ndcg_at_3'),
+  'mean_average_precision_at_3_over_hits',
+)
 
 
 def _sets(rng, number, num_labels=5, width=3, fewest=1):
@@ -95,11 +50,15 @@ def test_label_sets_against_loops(tied, itself):
     gallery, known = _embeddings(rng, 8, tied=tied), _sets(rng, 8, fewest=0)
 
   def shared(i, j):
-    return bool((set(labels[i]) & set(known[j])) - {-1})
+    mine, theirs = (set(row.tolist()) - {-1} for row in (labels[i], known[j]))
+    return len(mine & theirs) / max(len(mine | theirs), 1)
 
   against = () if itself else (gallery, known)
   result = metrics.evaluate_retrieval(queries, labels, *against, metrics=_NAMES)
-  _agree(result, _brute_force(queries, gallery, shared, itself=itself))
+  _agree(
+    result,
+    loops.brute_force(queries, gallery, shared, itself=itself, names=_NAMES),
+  )
   assert result.protocol['relevance'] == 'at least one label in common'
 
 
@@ -110,11 +69,17 @@ def test_grades_against_loops(tied):
   # Not symmetric: what is relevant to a class says nothing of the reverse.
   grades = rng.uniform(size=(6, 6)) * (rng.uniform(size=(6, 6)) < 0.5)
 
-  def above_zero(i, j):
-    return bool(grades[labels[i], labels[j]] > 0)
-
   result = metrics.evaluate_retrieval(x, labels, metrics=_NAMES, grades=grades)
-  _agree(result, _brute_force(x, x, above_zero, itself=True))
+  _agree(
+    result,
+    loops.brute_force(
+      x,
+      x,
+      lambda i, j: grades[labels[i], labels[j]],
+      itself=True,
+      names=_NAMES,
+    ),
+  )
   assert result.protocol['relevance'] == 'a grade above 0'
 
 
@@ -126,28 +91,52 @@ def test_of_single_labels_all_paths_agree_bit_for_bit(levels):
   if levels:  # Few directions, so that much ties.
     x, gallery = np.round(x * levels / 4), np.round(gallery * levels / 4)
   wide = [np.stack([y, np.full(len(y), -1)], axis=1) for y in (labels, known)]
-  counted, graded, sets = (
+  lists = [np.flatnonzero(known == label).tolist() for label in labels]
+  nothing = metrics.Ignored(rows=[[]] * 90)
+  names = [name for name in _NAMES if not name.startswith('ndcg')]
+  counted, graded, sets, none_ignored = (
     metrics.evaluate_retrieval(
-      x, mine, gallery, theirs, metrics=_NAMES, grades=grades
+      x, mine, gallery, theirs, metrics=names, grades=grades, ignored=ignored
     )
-    for mine, theirs, grades in (
-      (labels, known, None),
-      (labels, known, np.eye(8)),
-      (*wide, None),
+    for mine, theirs, grades, ignored in (
+      (labels, known, None, None),
+      (labels, known, np.eye(8), None),
+      (*wide, None, None),
+      (labels, known, None, nothing),
     )
   )
-  for other in (graded, sets):
+  listed = metrics.evaluate_listed(x, gallery, lists, metrics=names)
+  for other in (graded, sets, none_ignored, listed):
     assert other.metrics == counted.metrics
-    for name in _NAMES:  # Added up in another order.
-      np.testing.assert_allclose(
-        other.ranges[name], counted.ranges[name], atol=1e-12
-      )
-    assert other.protocol['tie_rate'] == counted.protocol['tie_rate']
-    for name in _NAMES:
+    assert other.ranges == counted.ranges
+    assert other.protocol['tie_rate'] == pytest.approx(
+      counted.protocol['tie_rate'], abs=1e-15
+    )
+    for name in names:
       np.testing.assert_array_equal(
         other.per_query[name], counted.per_query[name]
       )
   assert (counted.protocol['tie_rate'] > 0.01) == bool(levels)
+
+
+@pytest.mark.parametrize('levels', [0, 3])
+def test_equal_grades_are_no_grades(levels):
+  rng = np.random.default_rng(1)
+  labels, x = rng.integers(0, 8, 90), rng.normal(size=(90, 4))
+  if levels:
+    x = np.round(x * levels / 4)
+  counted, graded = (
+    metrics.evaluate_retrieval(
+      x, labels, metrics=('ndcg', 'ndcg_at_3'), grades=grades
+    )
+    for grades in (None, 0.5 * np.eye(8))
+  )
+  for name in counted.metrics:
+    np.testing.assert_allclose(
+      [graded.metrics[name], *graded.ranges[name]],
+      [counted.metrics[name], *counted.ranges[name]],
+      atol=1e-12,
+    )
 
 
 @pytest.mark.parametrize('num_devices', [1, 4])
@@ -158,14 +147,13 @@ def test_blocks_and_devices_change_nothing(num_devices, monkeypatch):
   rng = np.random.default_rng(1)
   x, labels = rng.normal(size=(300, 3)).round(1), _sets(rng, 300, 40)
   x[:5] = x[0]
-  names = {name: metrics.get_metric(name) for name in _NAMES}
   large, small = (
     retrieval._evaluate(
       x,
       labels,
       x,
       labels,
-      metrics=names,
+      metrics=_NAMES,
       self_excluded=True,
       budget=budget,
       devices=jax.local_devices()[:num_devices],

@@ -1,0 +1,175 @@
+"""Rows of the gallery that a query must not be judged by.
+
+They are in no ranking, neither as positives nor as negatives: what stood below
+moves up. Junk images of landmark sets, the pictures that a query's own camera
+took of it in re-identification, the frames of its own sequence.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from retrieval_jax.core import relations
+from retrieval_jax.core.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ignored:
+  """Which rows of the gallery each query ignores.
+
+  Attributes:
+    rows: [Q, L] int rows of the gallery, padded with -1, or a sequence of Q
+      sequences: rows ignored whatever they are.
+    sequences: ([Q], [N]) int, of the queries and of the gallery: all rows of
+      the query's own sequence are ignored. Negative: in no sequence.
+    cameras: ([Q], [N]) int likewise: the positives that the query's own camera
+      took are ignored; what it took of others stays, and distracts (the
+      protocol of Market-1501).
+  """
+
+  rows: np.ndarray | Sequence[Sequence[int]] | None = None
+  sequences: tuple[np.ndarray, np.ndarray] | None = None
+  cameras: tuple[np.ndarray, np.ndarray] | None = None
+
+  def checked(self, num_queries: int, num_rows: int) -> 'Ignored':
+    """Returns it with int64 arrays that fit, or says what is wrong.
+
+    Args:
+      num_queries: Q.
+      num_rows: N.
+
+    Raises:
+      InputError: for rows that are not in the gallery, or other lengths.
+    """
+    rows = self.rows
+    if rows is not None:
+      rows = check_rows(rows, 'ignored.rows', num_queries, num_rows)
+    pairs = {}
+    for name in ('sequences', 'cameras'):
+      pair = getattr(self, name)
+      if pair is None:
+        continue
+      if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise InputError(
+          f'ignored.{name} is {type(pair).__name__}; allowed is a pair, of the '
+          'queries [Q] and of the gallery [N]: without a gallery give the '
+          'same array twice'
+        )
+      pair = tuple(
+        relations.check_labels(column, f'ignored.{name}') for column in pair
+      )
+      lengths = tuple(map(len, pair))
+      if lengths != (num_queries, num_rows):
+        raise InputError(
+          f'ignored.{name} have lengths {lengths}; allowed are '
+          f'{(num_queries, num_rows)}, one for each query and for each row of '
+          'the gallery: check how they were gathered'
+        )
+      pairs[name] = pair
+    return Ignored(rows, **pairs)
+
+  def describe(self) -> list[str]:
+    """Returns what is ignored, in words."""
+    sentences = []
+    if self.rows is not None:
+      sentences.append('rows listed for each query')
+    if self.sequences is not None:
+      sentences.append("rows of the query's own sequence")
+    if self.cameras is not None:
+      sentences.append("positives of the query's own camera")
+    return sentences
+
+
+def check_rows(
+  rows, name: str, num_queries: int, num_rows: int | None = None
+) -> np.ndarray:
+  """Returns a list of rows for each query as an array, each row once.
+
+  Args:
+    rows: [Q, L] int, negative is none; or a sequence of Q sequences of ints.
+    name: how the message calls them.
+    num_queries: Q.
+    num_rows: N, which all must be below; None: any.
+
+  Returns:
+    [Q, L'] int64, L' at least 1, descending in each row, padded with -1.
+
+  Raises:
+    InputError: for another shape or dtype, or a row that is not there.
+
+  Example:
+    >>> check_rows([[3, 1, 3], [], [0]], 'relevant', 3).tolist()
+    [[3, 1], [-1, -1], [0, -1]]
+  """
+  rows = padded_rows(rows, name)
+  if len(rows) != num_queries:
+    raise InputError(
+      f'{name} has {len(rows)} rows for {num_queries} queries; allowed is one '
+      'for each: give a query without any an empty list'
+    )
+  if num_rows is not None and rows.size and rows.max() >= num_rows:
+    raise InputError(
+      f'{name} has {rows.max()}; allowed is at most {num_rows - 1}, for a '
+      f'gallery of {num_rows} rows counted from 0: check that both are of one '
+      'gallery'
+    )
+  rows = np.sort(np.maximum(rows.astype(np.int64), -1), axis=1)[:, ::-1].copy()
+  again = np.zeros(rows.shape, bool)
+  again[:, 1:] = rows[:, 1:] == rows[:, :-1]
+  rows[again] = -1
+  rows = np.sort(rows, axis=1)[:, ::-1]
+  width = max(1, int((rows >= 0).sum(axis=1).max(initial=0)))
+  if rows.shape[1] < width:
+    rows = np.full((len(rows), 1), -1)
+  return rows[:, :width]
+
+
+def padded_rows(rows, name: str) -> np.ndarray:
+  """Returns a list of rows for each query as an array, in its order.
+
+  Args:
+    rows: [Q, L] int, or a sequence of Q sequences of ints.
+    name: how the message calls them.
+
+  Returns:
+    [Q, L] of an integer dtype, lists padded with -1 at the end.
+
+  Raises:
+    InputError: for another shape or dtype.
+
+  Example:
+    >>> padded_rows([[3, 1], []], 'rankings').tolist()
+    [[3, 1], [-1, -1]]
+  """
+  if not isinstance(rows, np.ndarray):
+    rows = _from_lists(rows, name)
+  if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.integer):
+    raise InputError(
+      f'{name} has shape {rows.shape} and dtype {rows.dtype}; allowed are '
+      'integers (Q, L), the rows of each query, padded with -1: or pass a list '
+      'of lists'
+    )
+  return rows
+
+
+def _from_lists(lists, name):
+  try:
+    arrays = [np.asarray(row) for row in lists]
+  except TypeError as error:
+    raise InputError(
+      f'{name} is {type(lists).__name__}; allowed is an array (Q, L) or a list '
+      'of lists of rows'
+    ) from error
+  width = max((array.size for array in arrays), default=0)
+  padded = np.full((len(arrays), max(width, 1)), -1, np.int64)
+  for row, array in zip(padded, arrays, strict=True):
+    if array.size and (
+      array.ndim != 1 or not np.issubdtype(array.dtype, np.integer)
+    ):
+      raise InputError(
+        f'{name} has {array.tolist()!r}; allowed are lists of integers, the '
+        'rows of each query'
+      )
+    row[: array.size] = array.astype(np.int64)
+  return padded

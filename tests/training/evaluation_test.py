@@ -1,0 +1,125 @@
+"""What an evaluation set knows reaches the metrics."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from retrieval_jax import data, metrics
+from retrieval_jax.core import relations
+from retrieval_jax.core.errors import InputError
+from retrieval_jax.training import config_checks, evaluation, loop
+
+_NAMES = ('precision_at_1', 'ndcg', 'category_macro_ndcg', 'macro_ndcg')
+
+
+@pytest.fixture
+def known(monkeypatch):
+  """The tiny data set with a category, a sequence and a camera each."""
+  plain = data.DATASETS['tiny']()
+  rows = np.arange(len(plain))
+  full = dataclasses.replace(
+    plain,
+    category=(plain.labels // 4).astype(np.int32),
+    category_names=('a', 'b', 'c'),
+    sequence=np.where(rows % 3, rows % 7, -1).astype(np.int32),
+    domain=(rows % 2).astype(np.int32),
+    domain_names=('left', 'right'),
+  )
+  monkeypatch.setitem(data.DATASETS, 'tiny', lambda: full)
+  return data.load_dataset('tiny')
+
+
+def _evaluate(config, dataset, embeddings, readable):
+  """Measures given embeddings; `readable`: which images could be read."""
+  evaluator = evaluation.Evaluator(config, None, dataset.class_categories)
+  evaluator.embed = lambda variables, source, name: (
+    embeddings[source.rows],
+    readable[source.rows],
+  )
+  state = type('', (), {'params': {'embedder': None}, 'batch_stats': None})
+  return evaluator(state, dataset.tests['test'])
+
+
+def test_columns_reach_the_metrics(known, make_config):
+  config = make_config(
+    eval__metrics=_NAMES,
+    eval__ignore=('sequence', 'domain'),
+    eval__same_category_grade=0.25,
+  )
+  config_checks.validate_dataset(config, known)
+  random = np.random.default_rng(0)
+  x = random.normal(size=(120, 6)).astype(np.float32)
+  readable = np.arange(120) % 11 > 0
+  found = _evaluate(config, known, x, readable)
+  collection = data.DATASETS['tiny']()
+  asked, searched = np.arange(80, 120), np.arange(80)
+  asked, searched = asked[readable[asked]], searched[readable[searched]]
+  labels = collection.labels
+  expected = metrics.evaluate_retrieval(
+    x[asked],
+    labels[asked],
+    x[searched],
+    labels[searched],
+    metrics=_NAMES,
+    grades=relations.category_grades(np.arange(10) // 4, 0.25),
+    categories=labels[asked] // 4,
+    ignored=metrics.Ignored(
+      sequences=(collection.sequence[asked], collection.sequence[searched]),
+      cameras=(collection.domain[asked], collection.domain[searched]),
+    ),
+  )
+  assert found.result.metrics == expected.metrics
+  assert found.result.protocol['num_unreadable_images'] == 120 - readable.sum()
+  assert len(found.group.sequences[1]) == len(found.gallery_embeddings)
+
+
+def test_nothing_is_ignored_by_default(known, make_config):
+  x = np.random.default_rng(0).normal(size=(120, 6)).astype(np.float32)
+  found = _evaluate(make_config(), known, x, np.ones(120, bool)).result
+  assert 'ignored' not in found.protocol
+  assert 'relevance' not in found.protocol
+
+
+def test_a_run_says_what_it_ignored(known, make_config, tmp_path):
+  config = make_config(
+    eval__metrics=('recall_at_1', 'category_macro_recall_at_1'),
+    eval__ignore=('sequence',),
+    num_train_steps=1,
+  )
+  loop.train_and_evaluate(config, str(tmp_path))
+  results = json.loads((tmp_path / 'results.json').read_text())
+  protocol = results['evaluations']['test']['protocol']
+  assert protocol['ignored'] == ["rows of the query's own sequence"]
+  assert protocol['num_categories'] == 3
+
+
+@pytest.mark.parametrize(
+  'keys, words',
+  [
+    ({'eval__ignore': ('sequence',)}, "'sequence'.*no sequences.*`sequence`"),
+    ({'eval__ignore': ('domain',)}, "'domain'.*no domains.*domain_column"),
+    (
+      {'eval__metrics': ('category_macro_ndcg',)},
+      "'category_macro_ndcg'.*no categories",
+    ),
+    ({'eval__same_category_grade': 0.5}, 'same_category_grade is 0.5, but'),
+  ],
+)
+def test_what_the_data_do_not_know(tiny_dataset, make_config, keys, words):
+  with pytest.raises(InputError, match=words) as caught:
+    config_checks.validate_dataset(make_config(**keys), tiny_dataset)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  'key, value',
+  [
+    ('ignore', "('camera',)"),
+    ('same_category_grade', 2),
+  ],
+)
+def test_refused_values(make_config, key, value):
+  with pytest.raises(InputError, match=f'eval.{key} is'):
+    config_checks.validate(make_config(**{f'eval__{key}': value}), 4)
