@@ -198,6 +198,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   # each scale (the network has to take images of any size).
   evaluation.flip = False
   evaluation.scales = (1.0,)
+  # Of the gallery, that TensorBoard's projector shows; 0: none.
+  evaluation.projector_images = 1000
   # Of the similarity blocks; results do not depend on it.
   evaluation.memory_budget_mb = 128
 

@@ -155,5 +155,6 @@ RULES = {
       and all(_is_real(scale) and scale > 0 for scale in v)
     ),
   ),
+  'eval.projector_images': _NATURAL,
   'eval.memory_budget_mb': _POSITIVE,
 }

@@ -75,9 +75,9 @@ def encode_image(image: np.ndarray, size: int = _THUMBNAIL_SIZE) -> str:
   """
   buffer = io.BytesIO()
   if max(image.shape[:2]) <= _MAX_EXACT_SIZE:
-    _to_pillow(image).save(buffer, 'PNG', optimize=True)
+    to_pillow(image).save(buffer, 'PNG', optimize=True)
     return data_uri(buffer.getvalue(), 'png')
-  thumbnail = _to_pillow(image)
+  thumbnail = to_pillow(image)
   thumbnail.thumbnail((size, size))
   thumbnail.save(buffer, 'JPEG', quality=80)
   return data_uri(buffer.getvalue(), 'jpeg')
@@ -252,14 +252,14 @@ def _fit(images: np.ndarray) -> list[np.ndarray]:
   shrunk = (max(1, round(width * scale)), max(1, round(height * scale)))
   tiles = []
   for image in images:
-    picture = _to_pillow(image).convert('RGB')
+    picture = to_pillow(image).convert('RGB')
     if scale < 1:
       picture = picture.resize(shrunk)
     tiles.append(np.asarray(picture).repeat(factor, 0).repeat(factor, 1))
   return tiles
 
 
-def _to_pillow(image: np.ndarray) -> Image.Image:
+def to_pillow(image: np.ndarray) -> Image.Image:
   """Returns a Pillow image of [H, W, 1] or [H, W, 3] uint8."""
   return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 

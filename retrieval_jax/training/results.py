@@ -10,7 +10,13 @@ import ml_collections
 
 from retrieval_jax import data, neighbors
 from retrieval_jax.core import relations
-from retrieval_jax.training import checkpoint, evaluation, report, reporting
+from retrieval_jax.training import (
+  checkpoint,
+  evaluation,
+  projector,
+  report,
+  reporting,
+)
 from retrieval_jax.training import config as config_lib
 
 RESULTS_FILE = 'results.json'
@@ -100,6 +106,7 @@ def write_results(
       workdir, config, dataset, name, measured, selection
     )
     report.write_report(path, pages[name])
+    _write_projection(workdir, config, name, pages[name])
     table = reporting.format_results(measured.result)
     print(f'{name}: {table}\n\n  open {path}\n', flush=True)
   print(f'{selection}', flush=True)
@@ -115,6 +122,20 @@ def report_file(name: str) -> str:
   """
   member = name.rpartition('/')[0]
   return f'report-{member}.html' if member else REPORT_FILE
+
+
+def _write_projection(workdir, config, name, page) -> None:
+  rows = projector.choose_rows(
+    len(page.gallery_labels), config.eval.projector_images
+  )
+  if len(rows):
+    projector.write_projection(
+      workdir,
+      name,
+      page.gallery_embeddings[rows],
+      [page.class_name(label) for label in page.gallery_labels[rows].tolist()],
+      lambda picked: page.gallery_images(rows[picked]),
+    )
 
 
 def _report_data(
