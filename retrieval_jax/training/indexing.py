@@ -190,7 +190,7 @@ def build_index(
   *,
   batch_size: int = 64,
   num_threads: int = 0,
-  commit_seconds: float = 10.0,
+  commit_seconds: float = 2.0,
   progress: Callable[[int], None] | None = None,
 ) -> Summary:
   """Embeds those images that an index does not have yet, and adds them.

@@ -117,7 +117,12 @@ def _result(answer: Answer, threshold: float | None) -> str:
   """Returns a query with what was found."""
   if answer.is_match:
     tiles = ''.join(
-      _tile(path, f'<b>{rank}</b> &nbsp;{similarity:.4f}')
+      _tile(
+        path,
+        f'<b>{rank}</b> &nbsp;{similarity:.4f}',
+        # The last folder often tells more than the name.
+        '/'.join(path.split(os.sep)[-2:]),
+      )
       for rank, (path, similarity) in enumerate(answer.matches, 1)
     )
     found = f'<div class="tiles">{tiles}</div>'
@@ -133,13 +138,12 @@ def _result(answer: Answer, threshold: float | None) -> str:
   )
 
 
-def _tile(path: str, note: str) -> str:
-  """Returns a picture with a note (HTML) and its name below."""
+def _tile(path: str, note: str, name: str = '') -> str:
+  """Returns a picture with a note (HTML) and a name below."""
   # The whole path shows on hovering.
   return (
     f'<figure title="{_text(path)}"><div class="picture">{_picture(path)}</div>'
-    f'<figcaption>{note}<span>{_text(os.path.basename(path))}</span>'
-    '</figcaption></figure>'
+    f'<figcaption>{note}<span>{_text(name)}</span></figcaption></figure>'
   )
 
 
