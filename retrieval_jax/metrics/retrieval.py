@@ -278,7 +278,7 @@ def _evaluate(
   if categories is not None:
     groups['category'] = Groups.of_labels(categories)
   relevance = (
-    'at least one label in common' if grades is None else ('a grade above 0')
+    'at least one label in common' if grades is None else 'a grade above 0'
   )
   is_relevant = 'of its class' if is_one_class else 'that is relevant'
   return results.summarize(

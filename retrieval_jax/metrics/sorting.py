@@ -163,7 +163,7 @@ def _part_ranks(picked, keys, *, exclude_self, ignored, relevant):
   num_ranked = None
   if ignored is not None:
     num_ranked = np.count_nonzero(keys != LAST_KEY, axis=1)
-  grades = order = None
+  grades = own = None
   if relevant is not None:
     rows, columns = np.nonzero(keys & 1 == 0)
     grades = _grades(relevant, picked[rows], columns)
@@ -177,7 +177,7 @@ def _part_ranks(picked, keys, *, exclude_self, ignored, relevant):
     found,
     num_ranked=None if num_ranked is None else num_ranked[has_positive],
     grades=grades,
-    keys=None if grades is None else own,
+    keys=own,
   )
 
 
