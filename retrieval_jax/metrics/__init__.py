@@ -1,8 +1,8 @@
 """Retrieval metrics.
 
 To add one: its row in `definitions.METRICS`, or in `METRICS_AT_K` if its name
-has a number; a line in the loop of `tests/metrics/loops.py`, which then tests it
-in all orders of ties; and a row with an example in docs/metrics.md.
+has a number; a line in the loop of `tests/metrics/loops.py`, by which it is
+tested in all orders of ties; and a row with an example in docs/metrics.md.
 """
 
 from retrieval_jax.metrics.averages import GroupMeans

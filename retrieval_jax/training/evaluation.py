@@ -23,12 +23,15 @@ class Evaluation(NamedTuple):
     group: the queries and the gallery, without what cannot be read.
     query_embeddings: [Q, D] float32, unit rows.
     gallery_embeddings: [N, D] likewise, of `group.searched`.
+    grades: [C, C] float32, the relevance of each class to each; None: a class
+      is relevant to itself alone.
   """
 
   result: metrics.RetrievalResult
   group: data.EvaluationSet
   query_embeddings: np.ndarray
   gallery_embeddings: np.ndarray
+  grades: np.ndarray | None = None
 
 
 class Evaluator:
@@ -143,7 +146,7 @@ class Evaluator:
     )
     if unreadable:
       result.protocol['num_unreadable_images'] = unreadable
-    return Evaluation(result, group, query_rows, gallery_rows)
+    return Evaluation(result, group, query_rows, gallery_rows, self._grades)
 
 
 def _ignored(

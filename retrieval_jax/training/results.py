@@ -170,7 +170,9 @@ def _report_data(
     gallery_images=group.searched.images_at,
     neighbor_indices=indices,
     neighbor_similarities=similarities,
-    relevant=relations.are_related(labels[0], labels[1][indices]),
+    relevant=relations.are_related(
+      labels[0], labels[1][indices], measured.grades
+    ),
     selection=str(selection),
     watched=watched,
   )

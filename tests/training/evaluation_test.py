@@ -34,6 +34,10 @@ def known(monkeypatch):
 def _evaluate(config, dataset, embeddings, readable):
   """Measures given embeddings; `readable`: which images could be read."""
   evaluator = evaluation.Evaluator(config, None, dataset.class_categories)
+  return _measure(evaluator, dataset, embeddings, readable)
+
+
+def _measure(evaluator, dataset, embeddings, readable):
   evaluator.embed = lambda variables, source, name: (
     embeddings[source.rows],
     readable[source.rows],
@@ -82,17 +86,22 @@ def test_nothing_is_ignored_by_default(known, make_config):
   assert 'relevance' not in found.protocol
 
 
-def test_a_run_says_what_it_ignored(known, make_config, tmp_path):
+def test_an_experiment_says_what_it_ignored(known, make_config):
   config = make_config(
     eval__metrics=('recall_at_1', 'category_macro_recall_at_1'),
     eval__ignore=('sequence',),
-    num_train_steps=1,
+    eval__same_category_grade=0.5,
   )
-  loop.train_and_evaluate(config, str(tmp_path))
-  results = json.loads((tmp_path / 'results.json').read_text())
-  protocol = results['evaluations']['test']['protocol']
+  experiment = loop.make_experiment(config)
+  x = np.random.default_rng(0).normal(size=(120, 6)).astype(np.float32)
+  found = _measure(
+    experiment.evaluate, experiment.dataset, x, np.ones(120, bool)
+  )
+  protocol = json.loads(json.dumps(found.result.protocol))
   assert protocol['ignored'] == ["rows of the query's own sequence"]
   assert protocol['num_categories'] == 3
+  assert protocol['relevance'] == 'a grade above 0'
+  np.testing.assert_array_equal(found.grades, experiment.evaluate._grades)
 
 
 @pytest.mark.parametrize(
