@@ -241,12 +241,18 @@ def remove_images(index: Index, rows: np.ndarray) -> Manifest:
   """
   stays = np.ones(len(index), bool)
   stays[rows] = False
-  kept = np.flatnonzero(stays)
-  new = index.manifest.emptied()
-  with IndexWriter(index.folder, new, replaces=index.manifest) as writer:
-    for begin in range(0, len(kept), _BLOCK_ROWS):
-      block = kept[begin : begin + _BLOCK_ROWS]
-      writer.add(index.embeddings[block], index.paths.take(block))
+  old, new = index.manifest, index.manifest.emptied()
+  with (
+    IndexWriter(index.folder, new, replaces=old) as writer,
+    # Read, not mapped: pages of a map would count as memory of the process.
+    open(old.file(index.folder, 'embeddings'), 'rb') as file,
+  ):
+    for begin in range(0, len(index), _BLOCK_ROWS):
+      kept = stays[begin : begin + _BLOCK_ROWS]
+      block = np.fromfile(file, '<f4', len(kept) * old.embedding_dim)
+      block = block.reshape(len(kept), old.embedding_dim)
+      paths = index.paths.take(begin + np.flatnonzero(kept))
+      writer.add(block[kept], paths)
     return writer.commit()
 
 

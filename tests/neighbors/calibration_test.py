@@ -58,11 +58,11 @@ def loop_describe(same, other, threshold):
   return precision, len(answered) / len(best), rate
 
 
-@pytest.mark.parametrize('seed', range(20))
+@pytest.mark.parametrize('seed', range(8))
 def test_threshold_for_precision_is_the_least_of_all(seed):
   rng = np.random.default_rng(seed)
   # On a grid, so that there are many ties.
-  same = (rng.integers(0, 12, 40) / 12 + 0.1).astype(np.float32)
+  same = (rng.integers(2, 14, 40) / 12).astype(np.float32)
   other = (rng.integers(0, 12, 40) / 12).astype(np.float32)
   candidates = sorted(set(np.maximum(same, other).tolist()))
   for wanted in (0.5, 0.7, 0.9, 1.0):
@@ -78,10 +78,10 @@ def test_threshold_for_precision_is_the_least_of_all(seed):
     )
 
 
-@pytest.mark.parametrize('seed', range(20))
+@pytest.mark.parametrize('seed', range(8))
 def test_threshold_for_fpr_is_the_least_of_all(seed):
   rng = np.random.default_rng(seed)
-  same = (rng.integers(0, 12, 40) / 12 + 0.1).astype(np.float32)
+  same = (rng.integers(2, 14, 40) / 12).astype(np.float32)
   other = (rng.integers(0, 12, 40) / 12).astype(np.float32)
   for wanted in (0.0, 0.1, 0.25, 0.5, 0.99):
     found = calibration.threshold_for_fpr(same, other, wanted)
