@@ -6,20 +6,25 @@ block of queries meets one tile at a time. The one shape is what makes ties
 reliable: all columns take the same path through the matrix product, so equal
 gallery rows give equal similarities, bit for bit, wherever they stand.
 
-Inputs are whole arrays on the host (on many hosts: gathered before, each host
-then computes the same). Queries are split over the local devices, tiles are
-copied to each.
+Each device holds its part of every tile, and all devices see all queries. On
+several hosts each may hold its share of the tiles; what they find is then put
+together (`gather_from_processes`). Inputs are arrays that every host can read:
+in its memory, or memory maps, whose rows are read from the file and never all
+at once.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from retrieval_jax.core import row_files
 from retrieval_jax.core.errors import InputError
 
 MIB = 2**20
@@ -37,21 +42,41 @@ def check_embeddings(
 ) -> np.ndarray:
   """Returns embeddings as a [N, D] float array of the host, or says why not.
 
-  No copy is made of a host array.
+  Args and errors are those of `scan_embeddings`.
+
+  Example:
+    >>> check_embeddings([[0.5, 1.0]]).shape
+    (1, 2)
+  """
+  return scan_embeddings(embeddings, name, dim)[0]
+
+
+def scan_embeddings(
+  embeddings, name: str = 'embeddings', dim: int | None = None
+) -> tuple[np.ndarray, int]:
+  """Checks embeddings and counts zero rows, which have no direction.
+
+  No copy is made of a host array, and a memory map is read from its file.
 
   Args:
-    embeddings: [N, D] any float dtype, N and D at least 1.
+    embeddings: [N, D] any float dtype, N and D at least 1; or the path of an
+      .npy file of such.
     name: how the message calls them.
     dim: the D that is expected, if one is.
+
+  Returns:
+    (the [N, D] array of the host, its rows that are zero in float32).
 
   Raises:
     InputError: for another rank or dtype, an empty array, another width, or a
       value that is not finite in float32 (the first such row is named).
 
   Example:
-    >>> check_embeddings([[0.5, 1.0]]).shape
-    (1, 2)
+    >>> scan_embeddings(np.array([[0.5, 1.0], [0.0, 0.0]]))[1]
+    1
   """
+  if isinstance(embeddings, (str, os.PathLike)):
+    embeddings = row_files.map_array(embeddings, name)
   embeddings = np.asarray(embeddings)
   if embeddings.ndim != 2:
     raise InputError(
@@ -73,15 +98,29 @@ def check_embeddings(
       f'{name} has {embeddings.shape[1]} columns but the queries have {dim}; '
       'allowed is the same width: embed both with the same model'
     )
-  for start in range(0, len(embeddings), TILE_ROWS):
-    finite = np.isfinite(_float32(embeddings[start : start + TILE_ROWS]))
+  return embeddings, _scan(embeddings, name)
+
+
+def _scan(embeddings, name):
+  """Returns how many rows are zero, or says which is not finite."""
+  rows = row_files.RowReader(embeddings)
+  num_zero = 0
+  for block in blocks(len(rows), TILE_ROWS):
+    part = _float32(rows[block])
+    finite = np.isfinite(part)
     if not finite.all():
-      row = start + int(np.argmin(finite.all(axis=1)))
+      row = block.start + int(np.argmin(finite.all(axis=1)))
       raise InputError(
         f'{name} row {row} has NaN or infinite values; allowed are finite '
         'float32 numbers: look for divergence in training, or a broken image'
       )
-  return embeddings
+    num_zero += len(part) - int(part.any(axis=1).sum())
+  return num_zero
+
+
+def count_zero_rows(embeddings: np.ndarray) -> int:
+  """Returns how many rows of [N, D] are zero, and so have no direction."""
+  return _scan(embeddings, 'embeddings')
 
 
 def check_memory_budget(memory_budget_mb: float) -> int:
@@ -98,26 +137,23 @@ def check_memory_budget(memory_budget_mb: float) -> int:
   return int(memory_budget_mb * MIB)
 
 
-def count_zero_rows(embeddings: np.ndarray) -> int:
-  """Returns how many rows of [N, D] are zero, and so have no direction."""
-  return sum(
-    int((~embeddings[start : start + TILE_ROWS].any(axis=1)).sum())
-    for start in range(0, len(embeddings), TILE_ROWS)
-  )
-
-
 class Tiles:
-  """The gallery as unit rows in tiles of one shape, on all local devices.
+  """The gallery, as unit rows, in tiles of one shape, parts on each device.
 
-  `tiles[i]` is (rows [T, D] float32 of unit length, columns: a tuple of [T]
-  int32). The tiles stay on the devices if they fit; else each is put there
-  when asked for.
+  Devices, and processes that share the work, hold different parts of the
+  gallery: `tiles[i]` is (rows [T, D] float32 of unit length, columns: a tuple
+  of [T] int32), with T / devices rows on each device. The i-th tiles of all
+  processes follow each other in the order of the gallery. They stay on the
+  devices if they fit; else each is put there when asked for.
 
   Attributes:
-    tile_rows: T, the rows of every tile; the last is padded with zero rows.
+    tile_rows: T, the rows of every tile of this process; what is behind the end
+      of the gallery is zero.
     num_rows: N, without padding.
+    num_padding: rows of padding, of all processes.
     devices: the devices.
     mesh: the same, along an axis named `rows`.
+    process: (which, of how many) share the gallery.
     resident: whether the tiles stay on the devices.
     num_bytes: host memory that they take.
   """
@@ -130,82 +166,113 @@ class Tiles:
     order: np.ndarray | None = None,
     budget: int,
     devices: Sequence[jax.Device] | None = None,
+    tile_rows: int = TILE_ROWS,
+    process: tuple[int, int] = (0, 1),
+    prepare: Callable[[np.ndarray], np.ndarray] | None = None,
   ):
     """Cuts the gallery into tiles.
 
     Args:
-      embeddings: [N, D] any float dtype, finite.
+      embeddings: [N, D] any float dtype, finite; rows of a memory map are read
+        from its file.
       columns: arrays [N] int32 >= 0, already in the order of the tiles, that
         are cut alike and padded with -1.
       order: [N] int, which row comes i-th; as given, if None.
       budget: bytes that resident tiles may take.
       devices: the local devices, if None.
+      tile_rows: the most rows of a tile, on each device unless these share
+        the memory of the host.
+      process: (which, of how many) share the gallery.
+      prepare: makes of rows [n, D] what the tiles hold [n, D']; `unit_rows`, if
+        None.
     """
     self.devices = list(devices or jax.local_devices())
-    self.num_rows, self._dim = embeddings.shape
+    self.num_rows = len(embeddings)
+    self.process = process
+    self._prepare = prepare or unit_rows
     # As few tiles as can be, with little padding in the last.
-    num_tiles = math.ceil(self.num_rows / TILE_ROWS)
-    self.tile_rows = 64 * math.ceil(self.num_rows / num_tiles / 64)
-    self._embeddings, self._columns, self._order = embeddings, columns, order
-    self.mesh = Mesh(np.array(self.devices), ('rows',))
-    # CPU devices share the memory of the host, so each copy counts.
-    on_cpu = self.devices[0].platform == 'cpu'
-    tile_bytes = 4 * self.tile_rows * self._dim
-    copies = len(self.devices) if on_cpu else 1
-    self.resident = tile_bytes * len(self) * copies <= budget
-    self.num_bytes = tile_bytes * (len(self) * copies if self.resident else 3)
-    self._kept = (
-      [self._put(i) for i in range(len(self))] if (self.resident) else None
+    if self.devices[0].platform != 'cpu':
+      tile_rows *= len(self.devices)
+    num_tiles = math.ceil(self.num_rows / tile_rows / process[1])
+    smallest = 64 * len(self.devices)
+    self.tile_rows = smallest * math.ceil(
+      self.num_rows / num_tiles / process[1] / smallest
     )
+    self.num_padding = len(self) * self.tile_rows * process[1] - self.num_rows
+    self._rows = row_files.RowReader(embeddings)
+    self._columns, self._order = columns, order
+    self.mesh = Mesh(np.array(self.devices), ('rows',))
+    one = self._prepare(self._rows[:1])
+    tile_bytes = one.nbytes * self.tile_rows
+    self.resident = tile_bytes * len(self) <= budget
+    self.num_bytes = tile_bytes * (len(self) if self.resident else 3)
+    self._kept = [self._put(i) for i in range(len(self))] * self.resident
 
   def __len__(self) -> int:
-    """Returns the number of tiles."""
-    return math.ceil(self.num_rows / self.tile_rows)
+    """Returns the number of tiles of this process."""
+    return math.ceil(self.num_rows / (self.tile_rows * self.process[1]))
+
+  def start(self, index: int) -> int:
+    """Returns the place in the gallery of the first row of a tile."""
+    which, processes = self.process
+    return (index * processes + which) * self.tile_rows
 
   def __getitem__(self, index: int) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Returns the tile (rows [T, D], columns ([T], ...)) on the devices."""
     return self._kept[index] if self.resident else self._put(index)
 
   def _put(self, index):
-    start = index * self.tile_rows
+    start = min(self.start(index), self.num_rows)
     stop = min(start + self.tile_rows, self.num_rows)
     picked = slice(start, stop)
-    rows = self._embeddings[
-      picked if self._order is None else (self._order[picked])
-    ]
+    rows = self._rows[picked if self._order is None else self._order[picked]]
     columns = tuple(
       _pad(np.asarray(column[picked], np.int32), self.tile_rows, -1)
       for column in self._columns
     )
-    everywhere = NamedSharding(self.mesh, P())
-    return jax.device_put(
-      (_pad(unit_rows(rows), self.tile_rows, 0), columns), everywhere
+    return self.put(
+      (_pad(self._prepare(rows), self.tile_rows, 0), columns), P('rows')
     )
+
+  def put_whole_tile(self, embeddings: np.ndarray) -> jax.Array:
+    """Puts up to T / devices rows on every device, as each has of a tile.
+
+    Args:
+      embeddings: [n, D] any float dtype.
+
+    Returns:
+      [T / devices, D] float32, unit rows and padding.
+    """
+    num_rows = self.tile_rows // len(self.devices)
+    return self.put(_pad(unit_rows(embeddings), num_rows, 0))
 
   def put_queries(
     self,
     embeddings: np.ndarray,
     columns: Sequence[np.ndarray],
     block_rows: int,
+    prepare: Callable[[np.ndarray], np.ndarray] | None = None,
   ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """Puts a block of queries on the devices, split by rows.
+    """Puts a block of queries on the devices, all of it on each.
 
     Args:
       embeddings: [B, D] any float dtype, B at most `block_rows`.
-      columns: arrays [B, ...] int32 to split alike, padded with -1.
-      block_rows: rows to pad to, a multiple of the number of devices.
+      columns: arrays [B, ...] int32, padded with -1.
+      block_rows: rows to pad to.
+      prepare: makes the rows [B, D'] of them; `unit_rows`, if None.
 
     Returns:
-      (unit rows [block_rows, D], columns), as in `tiles[i]`.
+      (rows [block_rows, D'], columns), as in `tiles[i]`.
     """
     columns = tuple(
       _pad(np.asarray(column, np.int32), block_rows, -1) for column in columns
     )
-    return self.put_rows((_pad(unit_rows(embeddings), block_rows, 0), columns))
+    rows = (prepare or unit_rows)(embeddings)
+    return self.put((_pad(rows, block_rows, 0), columns))
 
-  def put_rows(self, arrays):
-    """Puts arrays [block_rows, ...] on the devices, split like the queries."""
-    return jax.device_put(arrays, NamedSharding(self.mesh, P('rows')))
+  def put(self, arrays, spec: P = P()):
+    """Puts a tree of arrays on the devices: on each, or split."""
+    return jax.device_put(arrays, NamedSharding(self.mesh, spec))
 
   def block_rows(self, num_queries: int, row_bytes: int, budget: int) -> int:
     """Returns how many queries to take at once, padding included.
@@ -216,17 +283,20 @@ class Tiles:
       budget: bytes that the block may take.
 
     Returns:
-      A power of two, from 8 to 512, times the number of devices.
+      A power of two, from 8 to 512.
     """
-    wanted = min(
-      budget // row_bytes // len(self.devices),
-      power_of_two(math.ceil(num_queries / len(self.devices))),
-      MAX_BLOCK_ROWS,
-    )
+    wanted = min(budget // row_bytes, power_of_two(num_queries), MAX_BLOCK_ROWS)
     rows = MIN_BLOCK_ROWS
     while 2 * rows <= wanted:
       rows *= 2
-    return rows * len(self.devices)
+    return rows
+
+
+def gather_from_processes(array: np.ndarray) -> np.ndarray:
+  """Returns the arrays of all processes, stacked; all of them call this."""
+  if jax.process_count() == 1:
+    return array[None]
+  return multihost_utils.process_allgather(array)
 
 
 def blocks(num_rows: int, block_rows: int) -> Iterator[slice]:

@@ -1,17 +1,26 @@
-"""Ranks of positives by counting the negatives above them, tile by tile.
+"""How many gallery rows reach a similarity: what exact ranks are made of.
 
-Nothing is sorted but the positives of a query, and nothing of the size of the
-gallery is kept: memory does not depend on N. Two counters give the same
-numbers, bit for bit:
+A positive of similarity s stands below the negatives that are strictly more
+similar and ties with those that round to the same multiple of `RESOLUTION`. So
+two counts give its rank and its ties: of the rows that reach the next multiple
+above s, and of those that reach the multiple of s itself. Rows that are no
+negatives are counted too and taken off again, which is cheaper than to find
+them in every tile.
 
-- `compare_negatives` compares each negative with each positive, O(N R) a query:
-  a few vector instructions a negative, the faster for small classes;
-- `search_negatives` looks each negative up among the sorted positives and
-  counts what falls between two of them, O(N log R) a query at worst.
+Nothing of the size of the gallery is kept: memory does not depend on N. Two
+counters give the same numbers:
+
+- `count_by_comparison` compares each similarity with each threshold, O(N R) a
+  query, in vector registers, on any device. Where the queries are the gallery
+  it needs only half of the similarities: s_ij is counted for query i, and for
+  query j;
+- `count_by_sorting` sorts similarities and thresholds together on the host,
+  O(N log N) a query: the faster on a CPU for large classes.
 """
 
+import collections
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -22,393 +31,360 @@ from jax.sharding import PartitionSpec as P
 
 from retrieval_jax.core import tiles
 from retrieval_jax.metrics import ranks
-from retrieval_jax.metrics.ranks import LAST_KEY, Ranks
 
-KEPT_TILES = 2  # Tiles of similarities that are not computed twice.
-_GROUP = 16  # Rows searched at a time on a CPU.
-_SUMMED = 64  # Numbers summed by one matrix product.
-_CHUNK = 16  # Keys compared at a time on a CPU: a vector register's worth.
+SORTED_COLUMNS = 16384  # At most about so many are sorted at a time.
+ABSENT = np.iinfo(np.int32).max
+
+# Compared at a time on a CPU (measured with AVX2).
+_CHUNK = 16
+_CHUNK_OF_COLUMNS = 8
+MOST_AHEAD = 3  # Counts that are under way.
+
+
+class Block(NamedTuple):
+  """Queries whose positives are known, on the devices.
+
+  Attributes:
+    rows: [B, D] float32, unit rows.
+    own: [B, K + 1] float32, the similarities of the positives and, last, of the
+      query itself; -inf where there is none.
+    query_class: [B] int32.
+    tile: which tile of all processes the block is part of, if the queries are
+      the gallery and in its order; or -1.
+    columns: the part, a slice of the columns of that tile; or empty.
+  """
+
+  rows: jax.Array
+  own: jax.Array
+  query_class: jax.Array
+  tile: int = -1
+  columns: slice = slice(0, 0)
 
 
 class Counts(NamedTuple):
-  """How many negatives stand above the positives of a block of queries.
+  """What stands above the positives of a block, in the tiles of a process.
 
   Attributes:
-    above: [B, K] int32, strictly more similar than each positive.
-    tied_rows: [T] int64, the rows of the positives that tie with a negative,
-      ascending.
-    tied_columns: [T] int64, their columns, ascending in each row.
-    num_tied: [T] int64, the negatives that each ties with.
+    above: [B, K] int32, negatives that are strictly more similar.
+    reached: [B, K] int32, those, and those that tie.
+    present: [B, K] bool, whether there is a positive; what the others count
+      means nothing.
   """
 
   above: np.ndarray
-  tied_rows: np.ndarray
-  tied_columns: np.ndarray
-  num_tied: np.ndarray
-
-
-# Takes the gallery; the class of each query [B]; the keys of its positives [B,
-# K] int32 on the host, ascending and filled up with `LAST_KEY`; for each tile
-# the similarities [B, T] and the class of each row [T].
-Counter = Callable[
-  [
-    tiles.Tiles,
-    jax.Array,
-    np.ndarray,
-    Iterable[tuple[jax.Array, jax.Array]],
-  ],
-  Counts,
-]
-
-
-def rank_by_count(
-  gallery: tiles.Tiles,
-  queries,
-  picked: np.ndarray,
-  num_positives: np.ndarray,
-  *,
-  width: int,
-  counter: Counter,
-) -> Ranks:
-  """Returns the ranks of a block of queries.
-
-  Args:
-    gallery: the tiles, in the order of their classes, with two columns: class
-      and row of the gallery.
-    queries: the block on the devices: unit rows [B, D], and columns [B]: class,
-      own gallery row or -2, the first gallery column of the class, its size.
-    picked: [B] int64, the rows of the query array in the block.
-    num_positives: [Q] int64, of all queries.
-    width: at least the largest class, so that few shapes are compiled.
-    counter: `compare_negatives` or `search_negatives`.
-  """
-  rows, (query_class, itself, first_column, size) = queries
-  # The positives first: only the tiles that hold one are computed for it.
-  columns = np.asarray(first_column)[: len(picked)]
-  first_tile = int(columns.min()) // gallery.tile_rows
-  columns = columns + np.asarray(size)[: len(picked)]
-  last_tile = (int(columns.max()) - 1) // gallery.tile_rows
-  kept = {}
-  positives = _no_positives(first_column, width=width)
-  for index in range(first_tile, last_tile + 1):
-    tile_rows, (_, gallery_row) = gallery[index]
-    similarities = ranks.similarities(rows, tile_rows)
-    first_nth = first_column - np.int32(index * gallery.tile_rows)
-    positives = _positives(
-      similarities, gallery_row, first_nth, size, itself, positives
-    )
-    if len(kept) < KEPT_TILES:
-      kept[index] = similarities
-
-  def all_similarities():
-    for index in range(len(gallery)):
-      tile_rows, (gallery_class, _) = gallery[index]
-      similarities = kept.pop(index, None)
-      if similarities is None:
-        similarities = ranks.similarities(rows, tile_rows)
-      yield similarities, gallery_class
-
-  # XLA sorts five times slower than numpy on a CPU, and these are few.
-  positives = np.sort(np.asarray(positives), axis=1)
-  counts = counter(gallery, query_class, positives, all_similarities())
-  num_positives = num_positives[picked]
-  starts = np.cumsum(num_positives) - num_positives
-  hits = np.arange(1.0, num_positives.sum() + 1)
-  hits -= np.repeat(starts, num_positives)
-  above = np.concatenate(
-    [row[:size] for row, size in zip(counts.above, num_positives, strict=False)]
-  )
-  return Ranks(
-    picked,
-    num_positives,
-    hits,
-    hits + above,
-    starts[counts.tied_rows] + counts.tied_columns,
-    counts.num_tied,
-  )
-
-
-@functools.partial(jax.jit, static_argnames='width')
-def _no_positives(first_column, *, width):
-  return jnp.zeros_like(first_column)[:, None] + jnp.full(
-    (1, width), LAST_KEY, jnp.int32
-  )
+  reached: np.ndarray
+  present: np.ndarray
 
 
 @jax.jit
-def _positives(similarities, gallery_row, first_nth, size, itself, positives):
-  """Adds the keys of the positives in a tile to `positives` [B, width]."""
-  nth = jnp.arange(positives.shape[1], dtype=jnp.int32)[None, :]
-  column = first_nth[:, None] + nth
-  here = (column >= 0) & (column < len(gallery_row)) & (nth < size[:, None])
-  column = jnp.clip(column, 0, len(gallery_row) - 1)
-  here &= gallery_row[column] != itself[:, None]
-  found = jnp.take_along_axis(similarities, column, axis=1)
-  return jnp.where(here, ranks.to_keys(found), positives)
-
-
-def _negatives(similarities, query_class, gallery_class):
-  """Returns the keys of negatives, `LAST_KEY` for all else."""
-  counted = query_class[:, None] != gallery_class[None, :]
-  counted &= (gallery_class >= 0)[None, :]  # Not the padding.
-  return jnp.where(counted, ranks.to_keys(similarities) + 1, LAST_KEY)
-
-
-# -- few positives: compare each with each ------------------------------------
-
-
-def compare_negatives(gallery, query_class, positives, all_similarities):
-  """A `Counter`: every negative against every positive."""
-  # A negative is above a positive if its key is smaller, and not below it if
-  # its key is at most the positive's plus 1.
-  absent = positives == LAST_KEY
-  above = np.where(absent, -LAST_KEY, positives)
-  not_below = np.where(absent, -LAST_KEY, positives + 2)
-  thresholds = gallery.put_rows(np.concatenate([above, not_below], axis=1))
-  counts = jnp.zeros_like(thresholds)
-  chunk = _CHUNK if gallery.devices[0].platform == 'cpu' else None
-  for similarities, gallery_class in all_similarities:
-    counts = _compare(
-      similarities,
-      query_class,
-      gallery_class,
-      thresholds,
-      counts,
-      chunk=chunk,
-      mesh=gallery.mesh,
-    )
-  above, not_below = np.split(np.asarray(counts), 2, axis=1)
-  tied = np.nonzero(not_below != above)
-  return Counts(above, *tied, (not_below[tied] - above[tied]).astype(np.int64))
-
-
-@functools.partial(jax.jit, static_argnames=('chunk', 'mesh'))
-def _compare(
-  similarities, query_class, gallery_class, thresholds, counts, *, chunk, mesh
-):
-  """Adds, for each threshold, the negatives of a tile with smaller keys."""
-  keys = _negatives(similarities, query_class, gallery_class)
-  # Each device loops over its own rows.
-  count = jax.shard_map(
-    functools.partial(count_below, chunk=chunk),
-    mesh=mesh,
-    in_specs=P('rows'),
-    out_specs=P('rows'),
-  )
-  return counts + count(keys, thresholds)
-
-
-def count_below(
-  keys: jax.Array, thresholds: jax.Array, chunk: int | None
+def take_own(
+  similarities: jax.Array, columns: jax.Array, start: int, own: jax.Array
 ) -> jax.Array:
-  """Returns c_ij = #{t : keys[i, t] < thresholds[i, j]}.
+  """Returns `own` [B, K] with what a tile has of the columns [B, K].
 
   Args:
-    keys: [B, T] int32.
-    thresholds: [B, K] int32.
-    chunk: keys compared at a time, row by row: a CPU keeps the counters in
-      registers; or None for one comparison [B, T, K] that a GPU compiler fuses
-      into the sum.
+    similarities: [B, T] float32, of columns `start` to `start + T`.
+    columns: [B, K] int32; what is not among these changes nothing.
+    start: the first column.
+    own: [B, K] float32.
+  """
+  columns = columns - start
+  here = (columns >= 0) & (columns < similarities.shape[1])
+  inside = jnp.clip(columns, 0, similarities.shape[1] - 1)
+  found = jnp.take_along_axis(similarities, inside, axis=1)
+  return jnp.where(here, found, own)
+
+
+# -- comparing ----------------------------------------------------------------
+
+
+def count_by_comparison(
+  gallery: tiles.Tiles, blocks: Sequence[Block]
+) -> list[Counts]:
+  """Counts for blocks of queries, with each tile put on the devices once.
+
+  Args:
+    gallery: the tiles.
+    blocks: of any sizes. If some are parts of tiles, they are all the rows of
+      these tiles, and each pair of these tiles is computed once.
+  """
+  thresholds = [_thresholds(block.own) for block in blocks]
+  counts = [
+    gallery.put(np.zeros((len(gallery.devices), *t.shape), np.int32), P('rows'))
+    for t in thresholds
+  ]
+  of_columns = _thresholds_of_columns(gallery, blocks, thresholds)
+  column_counts = {
+    index: gallery.put(np.zeros(t.shape, np.int32), P(None, 'rows'))
+    for index, t in of_columns.items()
+  }
+  mesh, chunk = gallery.mesh, _chunk(gallery)
+  ahead = collections.deque()
+  for index in range(len(gallery)):
+    tile_rows, _ = gallery[index]
+    for i, block in enumerate(blocks):
+      if block.tile > index in of_columns:
+        continue  # Counted where the rows of this block are the tile.
+      similarities = ranks.similarities(block.rows, tile_rows)
+      counts[i] = _add_rows(
+        similarities, thresholds[i], counts[i], mesh=mesh, chunk=chunk
+      )
+      ahead.append(counts[i])
+      if 0 <= block.tile < index in of_columns:
+        column_counts[index] = _add_columns(
+          similarities,
+          of_columns[index],
+          column_counts[index],
+          mesh=mesh,
+          chunk=chunk,
+        )
+        ahead.append(column_counts[index])
+      # Similarities take memory until they are counted.
+      while len(ahead) > MOST_AHEAD:
+        ahead.popleft().block_until_ready()
+  column_counts = {i: np.asarray(c) for i, c in column_counts.items()}
+  return [
+    _counts(gallery, *of_block, column_counts)
+    for of_block in zip(blocks, thresholds, counts, strict=True)
+  ]
+
+
+def _counts(gallery, block, thresholds, counts, column_counts):
+  """Returns the `Counts` of a block: by rows, by columns, less its own."""
+  total = np.asarray(counts).sum(axis=0)
+  if not gallery.process[0]:
+    total -= np.asarray(
+      _not_negative(
+        block.own, thresholds, gallery.num_padding, chunk=_chunk(gallery)
+      )
+    )
+  above, reached = np.split(total, 2, axis=1)
+  if block.columns.stop:
+    by_column = column_counts[block.tile][:, block.columns]
+    for found, more in zip(
+      (above, reached), np.split(by_column, 2), strict=True
+    ):
+      found[: more.shape[1]] += more[: found.shape[1]].T
+  return Counts(above, reached, np.asarray(block.own)[:, :-1] > -np.inf)
+
+
+@jax.jit
+def _thresholds(own):
+  """Returns [B, 2 K]: what is strictly above each positive; what is as high."""
+  positives = own[:, :-1]
+  present = positives > -jnp.inf
+  multiples = ranks.multiples(jnp.where(present, positives, 0))
+  both = jnp.concatenate([multiples + 1, multiples], axis=1)
+  present = jnp.concatenate([present, present], axis=1)
+  return jnp.where(present, ranks.least_similarities(both), jnp.inf)
+
+
+@functools.partial(jax.jit, static_argnames='chunk')
+def _not_negative(own, thresholds, num_padding, *, chunk):
+  """Returns [B, 2 K], what is counted of the class, and of zero rows."""
+  zeros = num_padding * (thresholds <= 0).astype(jnp.int32)
+  return count_reached(own, thresholds, chunk) + zeros
+
+
+def _thresholds_of_columns(gallery, blocks, thresholds):
+  """Returns tile -> [2 K, T], the thresholds of the queries in its columns."""
+  widths = {}
+  for block, t in zip(blocks, thresholds, strict=True):
+    if block.tile >= 0:
+      widths[block.tile] = max(widths.get(block.tile, 0), t.shape[1] // 2)
+  found = {
+    index: np.full((2, width, gallery.tile_rows), np.inf, np.float32)
+    for index, width in widths.items()
+  }
+  for block, t in zip(blocks, thresholds, strict=True):
+    if block.columns.stop:
+      of_block = np.stack(np.split(np.asarray(t).T, 2))
+      size = block.columns.stop - block.columns.start
+      found[block.tile][:, : of_block.shape[1], block.columns] = of_block[
+        ..., :size
+      ]
+  return {
+    index: gallery.put(t.reshape(-1, gallery.tile_rows), P(None, 'rows'))
+    for index, t in found.items()
+  }
+
+
+@functools.partial(jax.jit, static_argnames=('mesh', 'chunk'))
+def _add_rows(similarities, thresholds, counts, *, mesh, chunk):
+  """Adds the counts of the rows [devices, B, K], on each device its own."""
+  add = jax.shard_map(
+    lambda s, t, c: c + count_reached(s, t, chunk)[None],
+    mesh=mesh,
+    in_specs=(P(None, 'rows'), P(), P('rows')),
+    out_specs=P('rows'),
+  )
+  return add(similarities, thresholds, counts)
+
+
+@functools.partial(jax.jit, static_argnames=('mesh', 'chunk'))
+def _add_columns(similarities, thresholds, counts, *, mesh, chunk):
+  """Adds the counts of the columns [K, T]."""
+  spec = P(None, 'rows')
+  add = jax.shard_map(
+    lambda s, t, c: (
+      c + count_reached_by_columns(s, t, chunk and _CHUNK_OF_COLUMNS)
+    ),
+    mesh=mesh,
+    in_specs=(spec, spec, spec),
+    out_specs=spec,
+  )
+  return add(similarities, thresholds, counts)
+
+
+def _chunk(gallery):
+  return _CHUNK if gallery.devices[0].platform == 'cpu' else None
+
+
+def count_reached(
+  similarities: jax.Array, thresholds: jax.Array, chunk: int | None
+) -> jax.Array:
+  """Returns c_ij = #{t : s_it >= thresholds_ij}.
+
+  Args:
+    similarities: [B, T] float32.
+    thresholds: [B, K] float32.
+    chunk: similarities compared at a time, row by row: a CPU keeps what it
+      counts in registers; or None for one comparison [B, T, K] that a GPU
+      compiler fuses into the sum.
 
   Returns:
     [B, K] int32.
 
   Example:
-    >>> keys, thresholds = jnp.array([[3, 1, 2, 9]]), jnp.array([[2, 9]])
-    >>> count_below(keys, thresholds, chunk=2).tolist()
-    [[1, 3]]
+    >>> similarities = jnp.array([[0.3, 0.1, 0.2, 0.9]])
+    >>> count_reached(similarities, jnp.array([[0.2, 0.95]]), 2).tolist()
+    [[3, 0]]
   """
   if chunk is None:
-    below = keys[:, :, None] < thresholds[:, None, :]
-    return jnp.sum(below, axis=1, dtype=jnp.int32)
+    reached = similarities[:, :, None] >= thresholds[:, None, :]
+    return jnp.sum(reached, axis=1, dtype=jnp.int32)
 
   def count_row(row):
-    row_keys, row_thresholds = row
+    of_row, row_thresholds = row
 
-    def add(i, counts):
-      some = lax.dynamic_slice(row_keys, (i * chunk,), (chunk,))
-      below = some[:, None] < row_thresholds[None, :]
-      return counts + jnp.sum(below, axis=0, dtype=jnp.int32)
+    def count(some):
+      reached = some[:, None] >= row_thresholds[None, :]
+      return jnp.sum(reached, axis=0, dtype=jnp.int32)
 
-    zeros = jnp.zeros_like(row_thresholds)
-    return lax.fori_loop(0, len(row_keys) // chunk, add, zeros)
+    return _sum_over_chunks(count, of_row, chunk)
 
-  return lax.map(count_row, (keys, thresholds))
+  return lax.map(count_row, (similarities, thresholds))
 
 
-# -- many positives: look each negative up among them -------------------------
+def count_reached_by_columns(
+  similarities: jax.Array, thresholds: jax.Array, chunk: int | None
+) -> jax.Array:
+  """Returns c_jt = #{i : s_it >= thresholds_jt}.
 
-
-def search_negatives(gallery, query_class, positives, all_similarities):
-  """A `Counter`: binary search, from a table of buckets of similarity."""
-  # One column more, so that what is below all positives has a place too.
-  thresholds = np.full(np.add(positives.shape, (0, 1)), LAST_KEY, np.int32)
-  thresholds[:, :-1] = positives
-  # On a CPU some rows at a time, so that their places stay in the cache.
-  group = len(positives) // len(gallery.devices)
-  if gallery.devices[0].platform == 'cpu':
-    group = min(_GROUP, group)
-  thresholds, buckets, counts = _start_search(
-    thresholds, mesh=gallery.mesh, group=group
-  )
-  for similarities, gallery_class in all_similarities:
-    counts = _search(
-      similarities,
-      query_class,
-      gallery_class,
-      thresholds,
-      buckets,
-      counts,
-      mesh=gallery.mesh,
-      group=group,
-    )
-  between, tied = np.moveaxis(np.asarray(counts), 1, 0)
-  above = np.cumsum(between + tied, axis=1, dtype=np.int32)[:, :-1]
-  rows, ends = np.divmod(np.flatnonzero(tied != 0), tied.shape[1])
-  num_tied = tied[rows, ends].astype(np.int64)
-  ends -= 1  # The last positive of each tie; find the first, of the same key.
-  starts = ends.copy()
-  while (
-    same := (starts > 0)
-    & (positives[rows, starts - 1] == positives[rows, ends])
-  ).any():
-    starts -= same
-  sizes = ends - starts + 1
-  nth = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-  return Counts(
-    above,
-    np.repeat(rows, sizes),
-    np.repeat(starts, sizes) + nth,
-    np.repeat(num_tied, sizes),
-  )
-
-
-class _Buckets(NamedTuple):
-  """Buckets of equal width, M to a row, about two for each of its positives."""
-
-  low: jax.Array  # [B, 1] int32, a key in the first bucket; with all below.
-  high: jax.Array  # [B, 1] int32, a key in the last bucket; with all above.
-  scale: jax.Array  # [B, 1] float32, buckets to a key.
-  before: jax.Array  # [B, M] int32, the positives before each bucket.
-  steps: jax.Array  # [B] int32, of a binary search in the fullest bucket.
-
-
-def _bucket(keys, low, high, scale):
-  # Rounded the same for a positive and a negative, so ordered like the keys.
-  offset = jnp.clip(keys, low, high) - low
-  return (offset.astype(jnp.float32) * scale).astype(jnp.int32)
-
-
-@functools.partial(jax.jit, static_argnames=('mesh', 'group'))
-def _start_search(thresholds, *, mesh, group):
-  """Returns (the thresholds, their `_Buckets`, the counters at zero)."""
-
-  def of_rows(thresholds, _):
-    num_rows, width = thresholds.shape
-    num_buckets = tiles.power_of_two(2 * (width - 1), at_least=_SUMMED)
-    present = thresholds != LAST_KEY
-    num_present = jnp.sum(present, axis=1, keepdims=True)
-    # Outliers would leave few buckets for the others.
-    outliers = num_present // 256
-    last = jnp.maximum(num_present - 1 - outliers, 0)
-    low = jnp.take_along_axis(thresholds, outliers, axis=1)
-    high = jnp.take_along_axis(thresholds, last, axis=1)
-    scale = (num_buckets - 1) / jnp.maximum(high - low, 1).astype(jnp.float32)
-    row = jnp.arange(num_rows, dtype=jnp.int32)[:, None]
-    bucket = _bucket(thresholds, low, high, scale)
-    held = jnp.zeros((num_rows, num_buckets), jnp.int32)
-    held = held.at[row, bucket].add(present.astype(jnp.int32))
-    steps = 32 - lax.clz(held.max(axis=1))
-    before = _sums_before(held).astype(
-      jnp.uint16 if width <= 2**16 else jnp.int32
-    )
-    buckets = _Buckets(low, high, scale, before, steps)
-    counts = jnp.zeros((num_rows, 2, width), jnp.int32)
-    return thresholds, buckets, counts
-
-  return _map_groups(of_rows, group, mesh)(thresholds, ())
-
-
-def _map_groups(function, group, mesh):
-  """Maps `function(rows, shared)` over groups of rows, on each device its own.
+  Args:
+    similarities: [B, T] float32.
+    thresholds: [K, T] float32.
+    chunk: as in `count_reached`.
 
   Returns:
-    A function of (arrays [B, ...] in any tree, whatever all groups share) that
-    returns what `function` does, of all B rows.
+    [K, T] int32.
+
+  Example:
+    >>> similarities = jnp.array([[0.3], [0.1], [0.2], [0.9]])
+    >>> thresholds = jnp.array([[0.2], [0.95]])
+    >>> count_reached_by_columns(similarities, thresholds, 2).tolist()
+    [[3], [0]]
   """
 
-  def of_device(by_row, shared):
-    groups = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), by_row)
-    mapped = lax.map(lambda rows: function(rows, shared), groups)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), mapped)
+  def count(rows):
+    reached = rows[:, None, :] >= thresholds[None, :, :]
+    return jnp.sum(reached, axis=0, dtype=jnp.int32)
 
-  return jax.shard_map(
-    of_device, mesh=mesh, in_specs=(P('rows'), P()), out_specs=P('rows')
+  return _sum_over_chunks(count, similarities, chunk or len(similarities))
+
+
+def _sum_over_chunks(count, x, chunk):
+  """Sums `count` of `chunk` elements along the first axis of x at a time."""
+  whole = len(x) // chunk
+  counts = count(x[whole * chunk :])
+  if not whole:
+    return counts
+
+  def add(i, counts):
+    return counts + count(lax.dynamic_slice_in_dim(x, i * chunk, chunk))
+
+  return lax.fori_loop(0, whole, add, counts)
+
+
+# -- sorting ------------------------------------------------------------------
+
+
+def count_by_sorting(gallery: tiles.Tiles, block: Block) -> Counts:
+  """Counts for one block, with at most `SORTED_COLUMNS` sorted at a time.
+
+  Args:
+    gallery: the tiles, with one column: the class.
+    block: of queries.
+  """
+  # The two lowest bits tell a similarity (0) from what it is compared with: the
+  # multiple of a positive, after (2) and before (3) the similarities in it.
+  positives = np.asarray(_own_multiples(block.own))
+  present = positives != ABSENT
+  after = np.where(present, 4 * positives + 2, ABSENT - 1)
+  before = np.where(present, 4 * positives - 1, ABSENT)
+  thresholds = np.concatenate([after, before], axis=1)
+  at_once = max(1, SORTED_COLUMNS // gallery.tile_rows)
+  sorted_columns = min(at_once, len(gallery)) * gallery.tile_rows
+  keys = np.empty(
+    (len(thresholds), sorted_columns + thresholds.shape[1]), np.int32
   )
+  counts = np.zeros((2, *positives.shape), np.int32)
+  for some in tiles.blocks(len(gallery), at_once):
+    num_columns = 0
+    for index in range(some.start, some.stop):
+      tile_rows, (gallery_class,) = gallery[index]
+      of_tile = _keys(
+        ranks.similarities(block.rows, tile_rows),
+        block.query_class,
+        gallery_class,
+      )
+      keys[:, num_columns : num_columns + gallery.tile_rows] = of_tile
+      num_columns += gallery.tile_rows
+    keys[:, num_columns : num_columns + thresholds.shape[1]] = thresholds
+    counts += _count_sorted(
+      keys[:, : num_columns + thresholds.shape[1]], num_columns
+    )
+  # The worst positive is first, and what is absent last.
+  present = np.arange(present.shape[1]) >= (~present).sum(axis=1)[:, None]
+  return Counts(*counts[:, :, ::-1], present)
 
 
-def _sums_before(x):
-  """Returns sum_{i < j} x_i of int32 rows [B, M] of counts.
-
-  Sums of `_SUMMED` numbers by a matrix product, exact below 2 ** 24: on a CPU
-  1.6 times as fast as XLA's cumsum of a whole row.
-  """
-  parts = x.reshape(len(x), -1, _SUMMED)
-  earlier = jnp.triu(jnp.ones((_SUMMED, _SUMMED), jnp.float32), 1)
-  inside = jnp.matmul(
-    parts.astype(jnp.float32), earlier, precision=lax.Precision.HIGHEST
-  )
-  totals = parts.sum(axis=-1)
-  before = jnp.cumsum(totals, axis=1) - totals
-  return (inside.astype(jnp.int32) + before[..., None]).reshape(x.shape)
-
-
-@functools.partial(
-  jax.jit, static_argnames=('mesh', 'group'), donate_argnames='counts'
-)
-def _search(
-  similarities,
-  query_class,
-  gallery_class,
-  thresholds,
-  buckets,
-  counts,
-  *,
-  mesh,
-  group,
-):
-  """Adds the negatives of a tile to `counts` [B, 2, K].
-
-  [:, 0, j] counts those with j positives at least as similar and no tie,
-  [:, 1, j] those that tie with the last of these positives.
-  """
-  by_row = (similarities, query_class, thresholds, buckets, counts)
-  return _map_groups(_search_rows, group, mesh)(by_row, gallery_class)
+def _count_sorted(keys, num_columns):
+  """Sorts keys [B, W] in place; returns (above, reached) [B, K]."""
+  num_thresholds = keys.shape[1] - num_columns
+  found = np.empty((2, len(keys), num_thresholds // 2), np.int32)
+  left = num_columns + np.arange(num_thresholds)
+  for i, row in enumerate(keys):  # Each stays in the cache.
+    row.sort()
+    kinds = row & 3
+    places = np.flatnonzero(kinds)
+    higher = left - places
+    is_after = kinds[places] == 2
+    found[0, i], found[1, i] = higher[is_after], higher[~is_after]
+  return found
 
 
-def _search_rows(by_row, gallery_class):
-  similarities, query_class, thresholds, buckets, counts = by_row
-  keys = _negatives(similarities, query_class, gallery_class)
-  *scale, before, steps = buckets
-  steps = steps.max()
-  width = thresholds.shape[1]
-  row = jnp.arange(len(keys), dtype=jnp.int32)[:, None]
-  first, last = row * width, row * width + width - 1
-
-  def step(i, place):
-    middle = jnp.minimum(place + (1 << (steps - 1 - i)) - 1, last)
-    return jnp.where(_take(thresholds, middle) < keys, middle + 1, place)
-
-  place = _take(before, row * before.shape[1] + _bucket(keys, *scale))
-  place = lax.fori_loop(0, steps, step, first + place)
-  # Keys of positives are even, and a negative of the same similarity follows.
-  tied = _take(thresholds, jnp.maximum(place - 1, 0)) + 1 == keys
-  place += first + jnp.where(tied, width, 0)
-  new = counts.reshape(-1)
-  new = new.at[place.reshape(-1)].add(1, mode='promise_in_bounds')
-  return new.reshape(counts.shape)
+@jax.jit
+def _own_multiples(own):
+  positives = own[:, :-1]
+  present = positives > -jnp.inf
+  multiples = ranks.multiples(jnp.where(present, positives, 0))
+  return jnp.where(present, multiples, ABSENT)
 
 
-def _take(table, flat_index):
-  # In bounds by construction; XLA's own check costs half as much again.
-  return table.reshape(-1).at[flat_index].get(mode='promise_in_bounds')
+@jax.jit
+def _keys(similarities, query_class, gallery_class):
+  """Returns four times the multiples of negatives, the least key for others."""
+  negative = query_class[:, None] != gallery_class[None, :]
+  negative &= (gallery_class >= 0)[None, :]  # Not the padding.
+  return jnp.where(negative, 4 * ranks.multiples(similarities), -ABSENT - 1)

@@ -8,7 +8,7 @@ order of the gallery enters, so none can decide a tie.
 Two counters of `counting` give the same ranks, bit for bit.
 """
 
-import functools
+import dataclasses
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -17,14 +17,16 @@ from concurrent import futures
 import jax
 import numpy as np
 
-from retrieval_jax.core import tiles
+from retrieval_jax.core import row_files, tiles
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.metrics import counting
+from retrieval_jax.metrics import counting, ranks
 from retrieval_jax.metrics.ranks import Ranks
 
-# Up to about this many positives, comparing is the faster (measured on CPUs).
-_COMPARE_UP_TO = 32
-_SEARCHED_ROWS = 128  # More leave the cache, and malloc gives pages back.
+# On a CPU comparing is the faster up to about this many positives (measured).
+_COMPARE_UP_TO = 128
+# Narrow, so that of a symmetric matrix little more than half is computed.
+_TILE_ROWS = 1024
+_SORTED_ROWS = 128  # More leave the cache.
 _MAX_THREADS = 4
 
 
@@ -38,6 +40,7 @@ def rank_positives(
   budget: int,
   counter: str | None = None,
   devices: Sequence[jax.Device] | None = None,
+  process: tuple[int, int] = (0, 1),
 ) -> Iterator[Ranks]:
   """Yields the ranks of all queries that have a positive, block by block.
 
@@ -49,107 +52,312 @@ def rank_positives(
     exclude_self: whether the gallery is the queries, and row i of it is left
       out for query i.
     budget: bytes of memory to stay within.
-    counter: 'compare' or 'search'; the faster for the block, if None.
+    counter: 'compare' or 'sort'; the faster for the block, if None.
     devices: all local devices, if None.
+    process: (which, of how many) share the gallery; all of them call this.
 
   Raises:
     InputError: if the budget does not hold the smallest block.
   """
-  # Classes in order of size, so that the queries of a block have about the same
-  # number of positives, and the gallery by class, so that the positives of a
-  # query are a run of columns.
-  classes, sizes = np.unique(gallery_labels, return_counts=True)
-  by_size = np.argsort(sizes, kind='stable')
-  place = np.argsort(by_size)
-  sizes = sizes[by_size]
-  gallery_class = place[np.searchsorted(classes, gallery_labels)]
-  order = np.argsort(gallery_class, kind='stable')
-
-  found = np.minimum(np.searchsorted(classes, query_labels), len(classes) - 1)
-  num_positives = np.where(
-    classes[found] == query_labels, sizes[place[found]] - exclude_self, 0
-  )
-  query_class = place[found]
-  queries = np.argsort(query_class, kind='stable')
-  queries = queries[num_positives[queries] > 0]
-
+  classes = _Classes.of(query_labels, gallery_labels, exclude_self)
+  query_rows = row_files.RowReader(query_embeddings)
+  gallery_rows = row_files.RowReader(gallery_embeddings)
+  # A file is read from front to back.
+  in_order = not gallery_rows.is_file
+  order = classes.order if in_order else np.arange(len(gallery_rows))
   gallery = tiles.Tiles(
     gallery_embeddings,
-    (gallery_class[order], order),
-    order=order,
+    (classes.of_gallery[order],),
+    order=order if in_order else None,
     budget=budget // 2,
     devices=devices,
+    tile_rows=_TILE_ROWS,
+    process=process,
   )
-  budget -= gallery.num_bytes
-  first_column = np.cumsum(sizes) - sizes
-
-  def put(picked, block_rows):
-    class_ = query_class[picked]
-    itself = picked if exclude_self else np.full(len(picked), -2)
-    columns = (class_, itself, first_column[class_], sizes[class_])
-    return gallery.put_queries(query_embeddings[picked], columns, block_rows)
-
-  for name, part in _parts(queries, num_positives, counter):
-    most = int(sizes[query_class[part[-1]]])
-    row_bytes, rank = _plan(name, gallery, most)
-    threads = _num_threads(gallery)
-    smallest = tiles.MIN_BLOCK_ROWS * len(gallery.devices) * row_bytes
-    threads = max(1, min(threads, budget // smallest))
-    if smallest > budget:
-      needed = math.ceil(2 * (smallest + gallery.num_bytes) / tiles.MIB)
-      raise InputError(
-        f'memory_budget_mb is too small for a gallery of {gallery.num_rows} '
-        f'rows, {most} of them of one class; allowed is {needed} or more: '
-        f'pass memory_budget_mb={needed}'
-      )
-    wanted = len(part)
-    if name == 'search':
-      wanted = min(wanted, _SEARCHED_ROWS * len(gallery.devices))
-    block_rows = gallery.block_rows(wanted, row_bytes, budget // threads)
-    picks = [part[block] for block in tiles.blocks(len(part), block_rows)]
-
-    def rank_block(picked, rank=rank, block_rows=block_rows):
-      return rank(gallery, put(picked, block_rows), picked, num_positives)
-
-    yield from _map_in_order(rank_block, picks, threads)
+  ranking = _Ranking(
+    classes, query_rows, gallery_rows, gallery, budget - gallery.num_bytes
+  )
+  by_comparison, by_sorting = ranking.split(counter)
+  if exclude_self and in_order:
+    yield from ranking.compare_with_itself(by_comparison)
+  else:
+    yield from ranking.compare(by_comparison)
+  yield from ranking.sort(by_sorting)
 
 
-def _parts(queries, num_positives, counter):
-  """Splits the queries, which are by class size, between the counters."""
-  if counter is None:
-    split = np.searchsorted(
-      num_positives[queries], _COMPARE_UP_TO, side='right'
+@dataclasses.dataclass(frozen=True)
+class _Classes:
+  """Queries and gallery by class, the classes in order of their size.
+
+  So the queries of a block have about the same number of positives, and these
+  are a run of the ordered gallery.
+
+  Attributes:
+    order: [N] the gallery rows by class.
+    of_gallery: [N] the class of each gallery row.
+    of_queries: [Q] of each query.
+    num_positives: [Q].
+    first: [C] where each class begins in the order.
+    sizes: [C] ascending, rows of each class in the gallery.
+    own_place: [Q] where the query is in the order itself; -1 if it is left in.
+  """
+
+  order: np.ndarray
+  of_gallery: np.ndarray
+  of_queries: np.ndarray
+  num_positives: np.ndarray
+  first: np.ndarray
+  sizes: np.ndarray
+  own_place: np.ndarray
+
+  @classmethod
+  def of(cls, query_labels, gallery_labels, exclude_self):
+    labels, sizes = np.unique(gallery_labels, return_counts=True)
+    by_size = np.argsort(sizes, kind='stable')
+    rank = np.argsort(by_size)
+    sizes = sizes[by_size]
+    of_gallery = rank[np.searchsorted(labels, gallery_labels)]
+    order = np.argsort(of_gallery, kind='stable')
+    found = np.minimum(np.searchsorted(labels, query_labels), len(labels) - 1)
+    num_positives = np.where(
+      labels[found] == query_labels, sizes[rank[found]] - exclude_self, 0
     )
-  else:
-    split = len(queries) if counter == 'compare' else 0
-  for name, part in (('compare', queries[:split]), ('search', queries[split:])):
-    if len(part):
-      yield name, part
+    own_place = np.full(len(query_labels), -1)
+    if exclude_self:
+      own_place[order] = np.arange(len(order))
+    return cls(
+      order,
+      of_gallery,
+      rank[found],
+      num_positives,
+      np.cumsum(sizes) - sizes,
+      sizes,
+      own_place,
+    )
 
 
-def _plan(name, gallery, most_positives):
-  """Returns (bytes that a query needs, the function that ranks a block)."""
-  width = tiles.power_of_two(most_positives)
-  # Similarities that are kept, and arrays over the positives of the ranks.
-  row_bytes = 4 * gallery.tile_rows * min(counting.KEPT_TILES, len(gallery))
-  row_bytes += 64 * most_positives
-  if name == 'compare':
-    # Similarities and keys of one tile; thresholds and counters.
-    row_bytes += 12 * gallery.tile_rows + 48 * width
-    counter = counting.compare_negatives
-  else:
-    # Likewise, with places twice; the table of buckets too.
-    row_bytes += 24 * gallery.tile_rows + 64 * width
-    counter = counting.search_negatives
-  return row_bytes, functools.partial(
-    counting.rank_by_count, width=width, counter=counter
-  )
+class _Ranking:
+  """Ranks parts of the queries within a budget."""
+
+  def __init__(self, classes, query_rows, gallery_rows, gallery, budget):
+    self._classes = classes
+    self._query_rows, self._gallery_rows = query_rows, gallery_rows
+    self._gallery, self._budget = gallery, budget
+
+  def split(self, counter):
+    """Returns the queries to compare and those to sort."""
+    num_positives = self._classes.num_positives
+    queries = np.argsort(self._classes.of_queries, kind='stable')
+    queries = queries[num_positives[queries] > 0]
+    if counter is None and self._gallery.devices[0].platform == 'cpu':
+      compared = np.searchsorted(
+        num_positives[queries], _COMPARE_UP_TO, side='right'
+      )
+    else:
+      compared = 0 if counter == 'sort' else len(queries)
+    return queries[:compared], queries[compared:]
+
+  def compare(self, queries):
+    """Yields the ranks of queries of any gallery."""
+    if not len(queries):
+      return
+    block_rows, group_rows = self._rows_at_once(queries)
+    for group in tiles.blocks(len(queries), max(group_rows, block_rows)):
+      in_group = queries[group]
+      yield from self._compare_group(
+        [
+          self._prepare(in_group[block], block_rows)
+          for block in tiles.blocks(len(in_group), block_rows)
+        ]
+      )
+
+  def compare_with_itself(self, queries):
+    """Yields the ranks of queries that are the gallery in its order.
+
+    Blocks are parts of tiles, so that each pair of tiles is computed once.
+    """
+    if not len(queries):
+      return
+    gallery, order = self._gallery, self._classes.order
+    block_rows, group_rows = self._rows_at_once(queries)
+    parts = math.ceil(gallery.tile_rows / block_rows)
+    while gallery.tile_rows % (parts * tiles.MIN_BLOCK_ROWS):
+      parts += 1
+    block_rows = gallery.tile_rows // parts
+    rows_of_all = gallery.tile_rows * gallery.process[1]
+    if group_rows < rows_of_all:
+      yield from self.compare(queries)
+      return
+    places = self._classes.own_place[queries]
+    first, last = places.min() // rows_of_all, places.max() // rows_of_all
+    is_query = np.zeros(len(order), bool)
+    is_query[queries] = True
+    for group in tiles.blocks(last + 1 - first, group_rows // rows_of_all):
+      start = (first + group.start) * rows_of_all
+      stop = min((first + group.stop) * rows_of_all, len(order))
+      prepared = []
+      for place in range(start, stop, block_rows):
+        picked = order[place : place + block_rows]
+        tile = place // rows_of_all
+        column = place - gallery.start(tile)
+        columns = slice(0, 0)
+        if 0 <= column < gallery.tile_rows:
+          columns = slice(column, column + len(picked))
+        prepared.append(
+          self._prepare(picked, block_rows, is_query[picked], tile, columns)
+        )
+      yield from self._compare_group(prepared)
+
+  def sort(self, queries):
+    """Yields the ranks of queries of large classes."""
+    if not len(queries):
+      return
+    gallery = self._gallery
+    width = _width(int(self._classes.num_positives[queries].max()))
+    columns = max(gallery.tile_rows, counting.SORTED_COLUMNS)
+    columns = min(columns, gallery.tile_rows * len(gallery))
+    # Similarities and keys of a tile; keys to sort, and what each is; what
+    # stands above the positives, and their ranks.
+    row_bytes = 16 * gallery.tile_rows + 8 * columns + 176 * width
+    smallest = tiles.MIN_BLOCK_ROWS * row_bytes
+    self._check_budget(smallest, width)
+    threads = max(1, min(self._num_threads(), self._budget // smallest))
+    block_rows = gallery.block_rows(
+      min(len(queries), _SORTED_ROWS), row_bytes, self._budget // threads
+    )
+
+    def count(block):
+      picked, prepared = self._prepare(queries[block], block_rows)
+      return picked, counting.count_by_sorting(gallery, prepared)
+
+    blocks = list(tiles.blocks(len(queries), block_rows))
+    for picked, counts in _map_in_order(count, blocks, threads):
+      yield self._ranks(picked, *counts, is_sorted=True)
+
+  def _rows_at_once(self, queries):
+    """Returns (rows of a block, rows of a group) to compare."""
+    gallery = self._gallery
+    width = _width(int(self._classes.num_positives[queries].max()))
+    # Similarities under way; the ranks.
+    block_bytes = 4 * gallery.tile_rows * (counting.MOST_AHEAD + 1) + 96 * width
+    # The query, thresholds and counts of rows and of columns.
+    copies = len(gallery.devices)
+    group_bytes = 4 * self._query_rows.shape[1] * copies
+    group_bytes += width * (20 * copies + 48)
+    smallest = tiles.MIN_BLOCK_ROWS * (block_bytes + group_bytes)
+    self._check_budget(smallest, width)
+    block_rows = gallery.block_rows(
+      len(queries), block_bytes + group_bytes, self._budget // 2
+    )
+    left = self._budget - block_rows * block_bytes
+    return block_rows, left // group_bytes
+
+  def _check_budget(self, smallest, most_positives):
+    if smallest > self._budget:
+      needed = 2 * (smallest + self._gallery.num_bytes) / tiles.MIB
+      needed = math.ceil(needed)
+      raise InputError(
+        'memory_budget_mb is too small for a gallery of '
+        f'{self._gallery.num_rows} rows, up to {most_positives} of them of one '
+        f'class; allowed is {needed} or more: pass memory_budget_mb={needed}'
+      )
+
+  def _num_threads(self):
+    if self._gallery.devices[0].platform != 'cpu':
+      return 1
+    return min(len(os.sched_getaffinity(0)), _MAX_THREADS)
+
+  def _prepare(
+    self, picked, block_rows, is_query=None, tile=-1, columns=slice(0, 0)
+  ):
+    """Puts a block of queries on the devices, and finds its positives.
+
+    Args:
+      picked: [b] rows of the query array, by class.
+      block_rows: rows to pad to.
+      is_query: [b] bool, which of them are ranked; all, if None.
+      tile: and `columns`, see `counting.Block`.
+
+    Returns:
+      (the rows that are ranked, and which of the block they are; the block).
+    """
+    classes, gallery = self._classes, self._gallery
+    if is_query is None:
+      is_query = np.ones(len(picked), bool)
+    which = np.flatnonzero(is_query)
+    ranked = picked[which]
+    class_ = classes.of_queries[ranked]
+    num_positives = classes.num_positives[ranked]
+    width = _width(int(num_positives.max(initial=1)))
+    first, own_place = classes.first[class_], classes.own_place[ranked]
+    start = int(first.min(initial=len(classes.order)))
+    stop = int((first + classes.sizes[class_]).max(initial=0))
+    nth = np.arange(width)
+    places = first[:, None] + nth
+    places += (own_place >= 0)[:, None] & (places >= own_place[:, None])
+    places[nth >= num_positives[:, None]] = -1
+    places = np.concatenate([places, own_place[:, None]], axis=1)
+    own_columns = np.full((block_rows, width + 1), -1)
+    own_columns[which] = np.where(places >= 0, places - start, -1)
+
+    rows, (query_class,) = gallery.put_queries(
+      self._query_rows[picked], (classes.of_queries[picked],), block_rows
+    )
+    own = np.full(own_columns.shape, -np.inf, np.float32)
+    own, own_columns = gallery.put((own, own_columns.astype(np.int32)))
+    # Through the same matrix product as all others, so that equal rows tie.
+    rows_of_tile = gallery.tile_rows // len(gallery.devices)
+    for begin in range(start, stop, rows_of_tile):
+      members = classes.order[begin : min(begin + rows_of_tile, stop)]
+      tile_rows = gallery.put_whole_tile(self._gallery_rows[members])
+      own = counting.take_own(
+        ranks.similarities(rows, tile_rows), own_columns, begin - start, own
+      )
+    block = counting.Block(rows, own, query_class, tile, columns)
+    return (ranked, which), block
+
+  def _compare_group(self, prepared):
+    gallery = self._gallery
+    counts = counting.count_by_comparison(gallery, [b for _, b in prepared])
+    for (picked, _), of_block in zip(prepared, counts, strict=True):
+      if len(picked[0]):
+        yield self._ranks(picked, *of_block)
+
+  def _ranks(self, picked, above, reached, present, is_sorted=False):
+    """Returns the ranks of a block from its counts on all processes."""
+    ranked, which = picked
+    counts = np.stack([above, reached])
+    if self._gallery.process[1] > 1:
+      counts = tiles.gather_from_processes(counts).sum(axis=0)
+    counts, present = counts[:, which], present[which]
+    if not is_sorted:  # Best first; both ascend alike.
+      counts = np.sort(np.where(present, counts, counting.ABSENT), axis=-1)
+      present = np.sort(~present, axis=-1) == 0
+    num_positives = self._classes.num_positives[ranked]
+    above, reached = np.take(
+      counts.reshape(2, -1), np.flatnonzero(present), axis=1
+    )
+    starts = np.cumsum(num_positives) - num_positives
+    hits = np.arange(1.0, len(above) + 1)
+    hits -= np.repeat(starts, num_positives)
+    tied = np.flatnonzero(reached != above)
+    return Ranks(
+      ranked,
+      num_positives,
+      hits,
+      hits + above,
+      tied,
+      (reached[tied] - above[tied]).astype(np.int64),
+    )
 
 
-def _num_threads(gallery):
-  if gallery.devices[0].platform != 'cpu':
-    return 1
-  return min(len(os.sched_getaffinity(0)), _MAX_THREADS)
+def _width(number: int) -> int:
+  """Returns the next of 4, 8, 12, 16, 24, 32, ...: few shapes are compiled.
+
+  Two thresholds for each then fill vector registers.
+  """
+  power = tiles.power_of_two(number, at_least=4)
+  return 3 * power // 4 if power >= 16 and number <= 3 * power // 4 else power
 
 
 def _map_in_order(function, items, threads):

@@ -71,6 +71,38 @@ def similarities(rows: jax.Array, gallery_rows: jax.Array) -> jax.Array:
   return arrays.dot_products(rows, gallery_rows)
 
 
+def multiples(similarities: jax.Array) -> jax.Array:
+  """Returns the int32 multiple of `RESOLUTION` that each is rounded to.
+
+  Args:
+    similarities: float32 in [-1, 1], up to rounding.
+
+  Example:
+    >>> multiples(jnp.array([1.0, 0.0, -(2.0 ** -22)])).tolist()
+    [4194304, 0, -1]
+  """
+  return jnp.round(similarities / RESOLUTION).astype(jnp.int32)
+
+
+def least_similarities(multiples: jax.Array) -> jax.Array:
+  """Returns the smallest float32 that rounds to a multiple, or a larger one.
+
+  So that similarities can be compared without being rounded: halves go to the
+  even multiple.
+
+  Args:
+    multiples: int32, of `RESOLUTION`, up to 2 ** 23 in size.
+
+  Example:
+    >>> least = least_similarities(jnp.array([8]))
+    >>> multiples(jnp.array([least[0], jnp.nextafter(least[0], 0.0)])).tolist()
+    [8, 7]
+  """
+  # Exact: fewer than 25 bits, times a power of two.
+  half = (2 * multiples - 1).astype(jnp.float32) * (RESOLUTION / 2)
+  return jnp.where(multiples % 2 == 0, half, jnp.nextafter(half, jnp.inf))
+
+
 def to_keys(similarities: jax.Array) -> jax.Array:
   """Returns the int32 keys of positives; those of negatives are 1 larger.
 
@@ -81,4 +113,4 @@ def to_keys(similarities: jax.Array) -> jax.Array:
     >>> to_keys(jnp.array([1.0, 0.0, -(2.0 ** -22)])).tolist()
     [-8388608, 0, 2]
   """
-  return -2 * jnp.round(similarities / RESOLUTION).astype(jnp.int32)
+  return -2 * multiples(similarities)

@@ -59,11 +59,14 @@ def retrieval_metrics(
   categories=None,
   ignored: Ignored | None = None,
   memory_budget_mb: float = 128,
+  all_processes: bool = False,
 ) -> dict[str, float]:
   """Returns retrieval metrics; warns if the embeddings have collapsed.
 
   Args:
-    query_embeddings: [Q, D] any float dtype, on the host or one device.
+    query_embeddings: [Q, D] any float dtype, on the host or one device; or the
+      path of an .npy file. The rows of a memory map are read from its file, so
+      that it does not take the memory of the process.
     query_labels: [Q] int; or [Q, L] int label sets, padded with -1.
     gallery_embeddings: [N, D]; None: the queries, each excluded from its own
       ranking.
@@ -79,6 +82,9 @@ def retrieval_metrics(
       then sorted whole, as with label sets and grades: O(N log N) a query.
     memory_budget_mb: MiB beyond the inputs and the results to stay within. If
       it also holds a float32 copy of the gallery twice, things go faster.
+    all_processes: whether all processes of `jax.distributed` call this with
+      the same arguments: each then ranks against its share of the gallery, if
+      labels are ints without grades.
 
   Returns:
     name -> value in [0, 1], in the order of `metrics`.
@@ -110,6 +116,7 @@ def retrieval_metrics(
     categories=categories,
     ignored=ignored,
     memory_budget_mb=memory_budget_mb,
+    all_processes=all_processes,
   )
   for sentence in result.protocol['warnings']:
     warnings.warn(sentence, stacklevel=2)
@@ -127,6 +134,7 @@ def evaluate_retrieval(
   categories=None,
   ignored: Ignored | None = None,
   memory_budget_mb: float = 128,
+  all_processes: bool = False,
 ) -> RetrievalResult:
   """Returns retrieval metrics with ranges, protocol and values per query.
 
@@ -183,6 +191,9 @@ def evaluate_retrieval(
     ignored=ignored,
     self_excluded=self_excluded,
     budget=budget,
+    process=(
+      (jax.process_index(), jax.process_count()) if all_processes else (0, 1)
+    ),
   )
 
 
@@ -248,6 +259,7 @@ def _evaluate(
   metrics: Iterable[str],
   self_excluded: bool,
   budget: int,
+  process: tuple[int, int] = (0, 1),
   grades: np.ndarray | None = None,
   categories: np.ndarray | None = None,
   ignored: Ignored | None = None,
@@ -264,6 +276,7 @@ def _evaluate(
       gallery,
       gallery_labels,
       counter=counter,
+      process=process,
     )
   else:
     rank = functools.partial(

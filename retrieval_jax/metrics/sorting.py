@@ -101,7 +101,7 @@ def rank_relevant(
   row_bytes = 24 * gallery.tile_rows + 9 * width
   graded_bytes = _BYTES_OF_GRADE * with_grades
   positive_bytes = (_BYTES_OF_POSITIVE + graded_bytes) * most_positives
-  smallest = tiles.MIN_BLOCK_ROWS * len(gallery.devices) * row_bytes
+  smallest = tiles.MIN_BLOCK_ROWS * row_bytes
   if smallest + positive_bytes > budget:
     needed = 2 * (smallest + positive_bytes + gallery.num_bytes)
     needed = math.ceil(needed / tiles.MIB)

@@ -1,15 +1,18 @@
 """Exact search for the nearest neighbours, streamed in bounded memory."""
 
-import functools
+import math
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from retrieval_jax.core import arrays, tiles
-from retrieval_jax.core.errors import InputError
+from retrieval_jax.core import row_files, tiles
+from retrieval_jax.core.errors import InputError, unknown_name
+from retrieval_jax.neighbors import candidates, scores
+
+# In the first pass of a search by distance: more than k, since its rounding is
+# that of squares of norms.
+_SPARE = 16
 
 
 def top_k(
@@ -17,25 +20,40 @@ def top_k(
   gallery,
   k: int,
   *,
+  distance: str = 'cosine',
+  first_pass: str | None = None,
+  oversampling: float = 4.0,
   exclude_self: bool = False,
   memory_budget_mb: float = 128,
+  all_processes: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the k gallery rows with the largest cosine, best first.
+  """Returns the k nearest gallery rows, nearest first.
 
-  Exact: every similarity is computed, in float32. Equal similarities come in
-  the order of their index, and equal gallery rows have equal similarities.
+  Exact: every similarity is computed, in float32. What is equally near comes in
+  the order of its index, and equal gallery rows are equally near.
+
+  With `first_pass='bfloat16'` the similarities are computed from embeddings
+  rounded to 8 bits of precision, which is fast where hardware multiplies such,
+  and the `oversampling * k` best of each query are computed again in float32. A
+  neighbour is missed if rounding puts so many others before it.
 
   Args:
-    queries: [Q, D] any float dtype, normalised inside. The similarities of a
-      zero row are 0.
-    gallery: [N, D] likewise.
+    queries: [Q, D] any float dtype, or the path of an .npy file.
+    gallery: [N, D] likewise; the rows of a memory map are read from its file,
+      so that it does not take the memory of the process.
     k: neighbours a query, at most N (N - 1 without itself).
+    distance: 'cosine' (the similarities of a zero row are 0), 'dot' for inner
+      products, or 'l2' for Euclidean distances.
+    first_pass: None or 'bfloat16'.
+    oversampling: at least 1, what the first pass finds for each neighbour.
     exclude_self: whether the gallery is the queries, and row i of it is left
       out for query i.
     memory_budget_mb: MiB beyond the inputs and the results to stay within.
+    all_processes: whether all processes of `jax.distributed` call this with
+      the same arguments: each then searches its share of the gallery.
 
   Returns:
-    (similarities [Q, k] float32, indices [Q, k] int32).
+    (similarities, or distances for 'l2', [Q, k] float32; indices [Q, k] int32).
 
   Raises:
     InputError: for arrays that cannot be searched, or a k out of range.
@@ -44,6 +62,9 @@ def top_k(
     >>> gallery = np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]])
     >>> top_k(np.array([[3.0, 0.0]]), gallery, 2)[1].tolist()
     [[0, 2]]
+    >>> distances, indices = top_k(gallery[:1], gallery, 2, distance='l2')
+    >>> distances.tolist(), indices.tolist()
+    ([[0.0, 1.0]], [[0, 2]])
   """
   budget = tiles.check_memory_budget(memory_budget_mb)
   queries = tiles.check_embeddings(queries, 'queries')
@@ -64,60 +85,106 @@ def top_k(
       f'k is {k!r}; allowed is an int from 1 to {largest}, the rows of the '
       'gallery that can be found: choose a smaller k'
     )
-  return _search(queries, gallery, int(k), exclude_self, budget)
+  if distance not in scores.SCORES:
+    raise unknown_name('distance', distance, list(scores.SCORES))
+  if first_pass not in (None, 'bfloat16'):
+    raise InputError(
+      f"first_pass is {first_pass!r}; allowed are None and 'bfloat16': None "
+      'is exact'
+    )
+  if not isinstance(oversampling, (int, float)) or not (
+    1 <= oversampling < math.inf
+  ):
+    raise InputError(
+      f'oversampling is {oversampling!r}; allowed is a number from 1: 4 finds '
+      'nearly all'
+    )
+  wanted = int(k)
+  if first_pass is not None:
+    wanted = math.ceil(k * oversampling)
+  elif distance == 'l2':
+    wanted = k + _SPARE
+  return _search(
+    queries,
+    gallery,
+    int(k),
+    score=scores.SCORES[distance],
+    first_pass=first_pass,
+    num_candidates=min(wanted, largest),
+    exclude_self=exclude_self,
+    budget=budget,
+    process=(
+      (jax.process_index(), jax.process_count()) if all_processes else (0, 1)
+    ),
+  )
 
 
 def _search(
   queries: np.ndarray,
   gallery: np.ndarray,
   k: int,
+  *,
+  score: scores.Score,
+  first_pass: str | None = None,
+  num_candidates: int,
   exclude_self: bool,
   budget: int,
   devices: Sequence[jax.Device] | None = None,
+  process: tuple[int, int] = (0, 1),
+  on_host: bool | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  rows = np.arange(len(gallery), dtype=np.int32)
-  tiled = tiles.Tiles(gallery, (rows,), budget=budget // 2, devices=devices)
-  similarities = np.empty((len(queries), k), np.float32)
-  indices = np.empty((len(queries), k), np.int32)
-  # Candidates with their indices, their sorted copy, and the product.
-  row_bytes = 24 * (tiled.tile_rows + k)
-  block_rows = tiled.block_rows(
-    len(queries), row_bytes, budget - tiled.num_bytes
+  devices = list(devices or jax.local_devices())
+  if on_host is None:  # XLA's top_k is slow on a CPU.
+    on_host = devices[0].platform == 'cpu'
+  find = candidates.find_on_host if on_host else candidates.find_on_devices
+  tiled = tiles.Tiles(
+    gallery,
+    (np.arange(len(gallery), dtype=np.int32),),
+    budget=budget // 2,
+    devices=devices,
+    process=process,
+    prepare=lambda rows: score.gallery(rows, first_pass),
   )
+  query_rows = row_files.RowReader(queries)
+  gallery_rows = row_files.RowReader(gallery)
+  found_scores = np.empty((len(queries), k), np.float32)
+  indices = np.empty((len(queries), k), np.int32)
+  budget -= tiled.num_bytes
+  row_bytes = candidates.row_bytes(tiled, num_candidates, queries.shape[1])
+  block_rows = tiled.block_rows(len(queries), row_bytes, budget)
   for block in tiles.blocks(len(queries), block_rows):
     picked = np.arange(block.start, block.stop)
     itself = picked if exclude_self else np.full(len(picked), -2)
-    block_queries = tiled.put_queries(queries[block], (itself,), block_rows)
-    best = _nothing(block_queries, k=k)
-    for index in range(len(tiled)):
-      best = _merge(block_queries, tiled[index], best, k=k)
-    similarities[block] = np.asarray(best[0])[: len(picked)]
-    indices[block] = np.asarray(best[1])[: len(picked)]
-  return similarities, indices
+    rows = query_rows[block]
+    on_devices = tiled.put_queries(
+      rows,
+      (itself,),
+      block_rows,
+      prepare=lambda rows: score.queries(rows, first_pass),
+    )
+    best = find(tiled, on_devices, num_candidates)
+    if process[1] > 1:
+      best = candidates.merge(
+        *map(tiles.gather_from_processes, best), num_candidates
+      )
+    best = tuple(part[: len(picked)] for part in best)
+    if first_pass is not None or score.is_recomputed:
+      best = _recompute(score, rows, gallery_rows, best[1], k, budget)
+    found_scores[block], indices[block] = best[0][:, :k], best[1][:, :k]
+  return found_scores, indices
 
 
-@functools.partial(jax.jit, static_argnames='k')
-def _nothing(queries, *, k):
-  """Returns the best k of no candidates: similarity -inf, index -1."""
-  _, (itself,) = queries
-  nothing = jnp.zeros_like(itself)[:, None] + jnp.full((1, k), -1, jnp.int32)
-  return jnp.full_like(nothing, -jnp.inf, jnp.float32), nothing
-
-
-@functools.partial(jax.jit, static_argnames='k')
-def _merge(queries, tile, best, *, k):
-  """Returns the best k of those so far and of a tile."""
-  rows, (itself,) = queries
-  gallery_rows, (index,) = tile
-  similarities = arrays.dot_products(rows, gallery_rows)
-  left_out = itself[:, None] == index[None, :]
-  left_out |= (index < 0)[None, :]
-  similarities = jnp.where(left_out, -jnp.inf, similarities)
-  # `lax.top_k` prefers the lower place among equals: what came from earlier
-  # tiles stands first, so the lower index wins.
-  similarities = jnp.concatenate([best[0], similarities], axis=1)
-  indices = jnp.concatenate(
-    [best[1], jnp.broadcast_to(index[None, :], left_out.shape)], axis=1
-  )
-  similarities, places = lax.top_k(similarities, k)
-  return similarities, jnp.take_along_axis(indices, places, axis=1)
+def _recompute(score, queries, gallery_rows, candidates_, k, budget):
+  """Returns the best k of candidates [b, K] by their exact scores."""
+  num_candidates = candidates_.shape[1]
+  best = np.empty((2, len(queries), k))
+  # The rows of the candidates, three times over while they are multiplied.
+  row_bytes = 16 * num_candidates * queries.shape[1]
+  for block in tiles.blocks(len(queries), max(1, budget // 2 // row_bytes)):
+    found = candidates_[block]
+    rows = gallery_rows[found.reshape(-1)]
+    exact = score.exact(
+      queries[block], rows.reshape(*found.shape, queries.shape[1])
+    )
+    best[:, block] = candidates.merge(exact[None], found[None], k)
+  return score.shown(best[0]).astype(np.float32), best[1].astype(np.int32)

@@ -143,6 +143,7 @@ class Evaluator:
       categories=group.categories,
       ignored=_ignored(self._config.ignore, group),
       memory_budget_mb=self._config.memory_budget_mb,
+      all_processes=True,
     )
     if unreadable:
       result.protocol['num_unreadable_images'] = unreadable

@@ -36,35 +36,34 @@ class TilesTest(parameterized.TestCase):
     expected = x[order] / np.linalg.norm(x[order], axis=1, keepdims=True)
     np.testing.assert_allclose(rows[:size], expected, atol=1e-6)
 
-  def test_memory_counts_copies_on_cpu_devices(self):
-    x = np.ones((4096, 16), np.float32)
-    one, four = (
-      tiles.Tiles(x, budget=2**30, devices=jax.local_devices()[:n])
-      for n in (1, 4)
-    )
-    self.assertEqual(one.num_bytes, x.nbytes)
-    self.assertEqual(four.num_bytes, 4 * x.nbytes)
+  def test_devices_and_processes_hold_parts(self):
+    x = np.random.default_rng(0).normal(size=(1000, 16)).astype(np.float32)
+    shares = [
+      tiles.Tiles(x, (np.arange(1000),), budget=2**30, process=(p, 3))
+      for p in range(3)
+    ]
+    self.assertEqual({len(share) for share in shares}, {1})
+    self.assertEqual({share.num_padding for share in shares}, {3 * 512 - 1000})
+    found = np.concatenate([np.asarray(s[0][1][0]) for s in shares])
+    np.testing.assert_array_equal(found[found >= 0], np.arange(1000))
+    rows, _ = shares[0][0]
+    self.assertEqual(rows.sharding.shard_shape(rows.shape), (128, 16))
+    self.assertEqual(shares[0].num_bytes, 512 * 16 * 4)
 
   @parameterized.parameters(
-    (1, 1, 2**30, 8),
-    (5000, 1, 2**30, 512),
-    (5000, 4, 2**30, 2048),
-    (5000, 1, 20_000, 16),
-    (100, 1, 2**30, 128),
+    (1, 2**30, 8), (5000, 2**30, 512), (5000, 20_000, 16), (100, 2**30, 128)
   )
-  def test_block_rows(self, num_queries, num_devices, budget, expected):
-    tiled = tiles.Tiles(
-      np.ones((10, 3)), budget=0, devices=jax.local_devices()[:num_devices]
-    )
+  def test_block_rows(self, num_queries, budget, expected):
+    tiled = tiles.Tiles(np.ones((10, 3)), budget=0)
     rows = tiled.block_rows(num_queries, row_bytes=1000, budget=budget)
     self.assertEqual(rows, expected)
 
-  def test_queries_are_split_and_padded(self):
+  def test_queries_are_padded(self):
     tiled = tiles.Tiles(np.ones((10, 3)), budget=0)
     rows, (index,) = tiled.put_queries(
       np.full((5, 3), 2.0), (np.arange(5),), block_rows=8
     )
-    self.assertEqual(rows.sharding.shard_shape(rows.shape), (2, 3))
+    self.assertEqual(rows.sharding.shard_shape(rows.shape), (8, 3))
     np.testing.assert_allclose(rows[:5], 3**-0.5, rtol=1e-6)
     np.testing.assert_array_equal(index, [0, 1, 2, 3, 4, -1, -1, -1])
 

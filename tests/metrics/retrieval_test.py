@@ -105,7 +105,7 @@ class ValuesTest(parameterized.TestCase):
       self.assertAlmostEqual(values[name], value, places=12, msg=name)
 
   @parameterized.product(
-    seed=tuple(range(8)), tied=(False, True), counter=('compare', 'search')
+    seed=tuple(range(8)), tied=(False, True), counter=('compare', 'sort')
   )
   def test_equals_brute_force(self, seed, tied, counter):
     case = _random_case(seed, tied=tied)
@@ -210,6 +210,7 @@ def _evaluate(
     metrics=_NAMES,
     self_excluded=itself,
     budget=budget,
+    num_zero=tiles.scan_embeddings(queries)[1],
     counter=counter,
     devices=devices,
   )
@@ -233,7 +234,7 @@ class SameResultTest(parameterized.TestCase):
       )
 
   @parameterized.product(
-    counter=('compare', 'search'), num_devices=(1, 4), budget_mb=(20, 128)
+    counter=('compare', 'sort'), num_devices=(1, 4), budget_mb=(20, 128)
   )
   def test_counter_devices_and_budget(self, counter, num_devices, budget_mb):
     # Classes of unequal sizes; more rows than a tile, and a tie.
@@ -266,7 +267,7 @@ class SameResultTest(parameterized.TestCase):
       ),
     )
 
-  @parameterized.parameters('compare', 'search')
+  @parameterized.parameters('compare', 'sort')
   def test_row_order_with_duplicates(self, counter):
     random = np.random.default_rng(5)
     embeddings, labels = _clusters(300, 17, 12)
@@ -308,7 +309,7 @@ class SameResultTest(parameterized.TestCase):
 
 
 class TiesTest(parameterized.TestCase):
-  @parameterized.product(dim=(1, 3, 50, 129), counter=('compare', 'search'))
+  @parameterized.product(dim=(1, 3, 50, 129), counter=('compare', 'sort'))
   def test_identical_embeddings_are_chance(self, dim, counter):
     row = np.random.default_rng(dim).normal(size=(1, dim))
     embeddings = np.repeat(row, 40, axis=0)
@@ -385,7 +386,7 @@ class TiesTest(parameterized.TestCase):
 
 
 class QueriesTest(parameterized.TestCase):
-  @parameterized.parameters('compare', 'search')
+  @parameterized.parameters('compare', 'sort')
   def test_lone_queries_are_left_out_and_counted(self, counter):
     embeddings, labels = _clusters(30, 8, 5)
     labels[[4, 9]] = [70, 80]

@@ -1,12 +1,14 @@
 """Exact search against a stable sort of all similarities."""
 
+import tempfile
+
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from retrieval_jax import neighbors
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.neighbors import search
+from retrieval_jax.neighbors import scores, search
 
 
 def _draw(number, dim=16, seed=0):
@@ -37,9 +39,11 @@ class TopKTest(parameterized.TestCase):
     self.assertEqual(similarities.dtype, np.float32)
     self.assertEqual(indices.dtype, np.int32)
 
-  @parameterized.product(num_devices=(1, 4), budget_mb=(1, 128))
+  @parameterized.product(
+    num_devices=(1, 4), budget_mb=(4, 128), on_host=(False, True)
+  )
   def test_tiles_devices_and_budget_change_nothing(
-    self, num_devices, budget_mb
+    self, num_devices, budget_mb, on_host
   ):
     queries, gallery = _draw(70, dim=40, seed=1), _draw(9001, dim=40)
     gallery[8000] = gallery[5]
@@ -48,12 +52,46 @@ class TopKTest(parameterized.TestCase):
       queries,
       gallery,
       10,
-      False,
-      budget_mb * 2**20,
+      score=scores.SCORES['cosine'],
+      num_candidates=10,
+      exclude_self=False,
+      budget=budget_mb * 2**20,
       devices=jax.local_devices()[:num_devices],
+      on_host=on_host,
     )
     np.testing.assert_array_equal(indices, expected[1])
     np.testing.assert_allclose(similarities, expected[0], atol=1e-6)
+
+  @parameterized.product(distance=('dot', 'l2'), first_pass=(None, 'bfloat16'))
+  def test_other_distances(self, distance, first_pass):
+    queries, gallery = _draw(9, seed=1), _draw(300)
+    gallery *= np.random.default_rng(2).uniform(0.5, 2, (300, 1))
+    gallery[200] = gallery[7]
+    found, indices = neighbors.top_k(
+      queries, gallery, 6, distance=distance, first_pass=first_pass
+    )
+    q, g = queries.astype(float), gallery.astype(float)
+    if distance == 'dot':
+      expected, sign = q @ g.T, -1
+    else:
+      expected, sign = np.linalg.norm(q[:, None] - g, axis=-1), 1
+    order = np.argsort(sign * expected.round(5), axis=1, kind='stable')[:, :6]
+    np.testing.assert_array_equal(indices, order)
+    np.testing.assert_allclose(
+      found, np.take_along_axis(expected, order, axis=1), atol=1e-5
+    )
+
+  def test_memory_map_is_the_array(self):
+    queries, gallery = _draw(9, seed=1), _draw(5000)
+    folder = self.enter_context(tempfile.TemporaryDirectory())
+    path = f'{folder}/gallery.npy'
+    np.save(path, gallery)
+    expected = neighbors.top_k(queries, gallery, 7)
+    for given in (path, np.load(path, mmap_mode='r')):
+      for found, wanted in zip(
+        neighbors.top_k(queries, given, 7), expected, strict=True
+      ):
+        np.testing.assert_array_equal(found, wanted)
 
   def test_ties_come_by_index(self):
     gallery = np.repeat(_draw(3, dim=50), [2000, 3000, 4000], axis=0)
@@ -91,6 +129,14 @@ class TopKTest(parameterized.TestCase):
       neighbors.top_k(x, x, 20, exclude_self=True)
     with self.assertRaisesRegex(InputError, 'exclude_self'):
       neighbors.top_k(x[:5], x, 3, exclude_self=True)
+    with self.assertRaisesRegex(InputError, "did you mean 'l2'"):
+      neighbors.top_k(x, x, 3, distance='l22')
+    with self.assertRaisesRegex(InputError, 'first_pass'):
+      neighbors.top_k(x, x, 3, first_pass='int8')
+    with self.assertRaisesRegex(InputError, 'oversampling'):
+      neighbors.top_k(x, x, 3, oversampling=0.5)
+    with self.assertRaisesRegex(InputError, 'none.npy'):
+      neighbors.top_k('none.npy', x, 3)
     with self.assertRaisesRegex(InputError, '15 columns'):
       neighbors.top_k(x, x[:, :15], 3)
     with self.assertRaisesRegex(InputError, 'gallery row 4 '):
