@@ -270,9 +270,9 @@ class Tiles:
     rows = (prepare or unit_rows)(embeddings)
     return self.put((_pad(rows, block_rows, 0), columns))
 
-  def put(self, arrays, spec: P = P()):
-    """Puts a tree of arrays on the devices: on each, or split."""
-    return jax.device_put(arrays, NamedSharding(self.mesh, spec))
+  def put(self, arrays, spec: P | None = None):
+    """Puts a tree of arrays on the devices: on each, or split by `spec`."""
+    return jax.device_put(arrays, NamedSharding(self.mesh, spec or P()))
 
   def block_rows(self, num_queries: int, row_bytes: int, budget: int) -> int:
     """Returns how many queries to take at once, padding included.

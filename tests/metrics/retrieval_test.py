@@ -257,13 +257,13 @@ class SameResultTest(parameterized.TestCase):
   def test_streamed_tiles(self):
     embeddings, labels = _clusters(9000, 32, 4000)
     resident = tiles.Tiles(embeddings, budget=2**27)
-    streamed = tiles.Tiles(embeddings, budget=2**22)
+    streamed = tiles.Tiles(embeddings, budget=2**19)
     self.assertTrue(resident.resident)
     self.assertFalse(streamed.resident)
     self.assert_same(
       _evaluate(embeddings[:300], labels[:300], embeddings, labels),
       _evaluate(
-        embeddings[:300], labels[:300], embeddings, labels, budget=2**23
+        embeddings[:300], labels[:300], embeddings, labels, budget=2**21
       ),
     )
 
