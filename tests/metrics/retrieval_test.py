@@ -210,7 +210,6 @@ def _evaluate(
     metrics=_NAMES,
     self_excluded=itself,
     budget=budget,
-    num_zero=tiles.scan_embeddings(queries)[1],
     counter=counter,
     devices=devices,
   )
