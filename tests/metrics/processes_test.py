@@ -1,0 +1,63 @@
+"""Two processes that share a gallery find what one finds, bit for bit."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+_SCRIPT = """
+import json, sys
+import jax
+which, of_how_many, port = map(int, sys.argv[1:])
+if of_how_many > 1:
+  jax.distributed.initialize(f'localhost:{port}', of_how_many, which)
+import numpy as np
+from retrieval_jax import metrics, neighbors
+random = np.random.default_rng(0)
+labels = np.concatenate([random.integers(0, 300, 2500), np.full(300, 7)])
+x = random.normal(size=(301, 16))[labels] + random.normal(size=(2800, 16))
+x = x.astype(np.float32)
+share = {'all_processes': True}
+found = [
+  metrics.evaluate_retrieval(x, labels, **share).per_query,
+  metrics.evaluate_retrieval(x[::9], labels[::9], x, labels, **share).per_query,
+]
+found = [{k: v.tolist() for k, v in part.items()} for part in found]
+for distance in ('cosine', 'l2'):
+  parts = neighbors.top_k(x[:40], x, 9, distance=distance, **share)
+  found.append([part.tolist() for part in parts])
+print(json.dumps(found))
+"""
+
+
+def _run(num_processes, devices):
+  with socket.socket() as listener:
+    listener.bind(('localhost', 0))
+    port = listener.getsockname()[1]
+  env = os.environ | {'JAX_NUM_CPU_DEVICES': str(devices)}
+  processes = [
+    subprocess.Popen(
+      [sys.executable, '-c', _SCRIPT, str(i), str(num_processes), str(port)],
+      stdout=subprocess.PIPE,
+      text=True,
+      env=env,
+    )
+    for i in range(num_processes)
+  ]
+  outputs = [p.communicate(timeout=300)[0] for p in processes]
+  assert not any(p.returncode for p in processes)
+  return [json.loads(output.splitlines()[-1]) for output in outputs]
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds():
+  (one,) = _run(1, devices=1)
+  for other in _run(2, devices=2):
+    for expected, found in zip(one[:2], other[:2], strict=True):
+      for name in expected:
+        np.testing.assert_array_equal(expected[name], found[name])
+    assert one[2:] == other[2:]
