@@ -3,6 +3,8 @@
 To add one: its row in `definitions.METRICS`, or in `METRICS_AT_K` if its name
 has a number; a line in the loop of `tests/metrics/loops.py`, by which it is
 tested in all orders of ties; and a row with an example in docs/metrics.md.
+One of a whole set: a row in `SET_METRICS` of `set_metrics.py`, and a row in
+docs/verification.md.
 """
 
 from retrieval_jax.metrics.averages import GroupMeans
@@ -22,6 +24,7 @@ from retrieval_jax.metrics.retrieval import (
   evaluate_retrieval,
   retrieval_metrics,
 )
+from retrieval_jax.metrics.set_metrics import SET_METRICS, bounds, goodness
 
 __all__ = [
   'DEFAULT_METRICS',
@@ -31,10 +34,13 @@ __all__ = [
   'Ignored',
   'Metric',
   'RetrievalResult',
+  'SET_METRICS',
+  'bounds',
   'check_metrics',
   'evaluate_listed',
   'evaluate_rankings',
   'evaluate_retrieval',
   'get_metric',
+  'goodness',
   'retrieval_metrics',
 ]

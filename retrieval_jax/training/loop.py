@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from retrieval_jax import data
+from retrieval_jax import data, metrics
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.training import checkpoint as checkpoint_lib
 from retrieval_jax.training import config as config_lib
@@ -404,6 +404,8 @@ def _score(found: Mapping[str, evaluation_lib.Evaluation]) -> float:
   scores = []
   for evaluation in found.values():
     values = evaluation.result.metrics
-    names = [name for name in _SCORES if name in values]
-    scores.append(values[names[0]] if names else next(iter(values.values())))
+    name = next(
+      (name for name in _SCORES if name in values), next(iter(values))
+    )
+    scores.append(metrics.goodness(name, values[name]))
   return float(np.mean(scores))

@@ -10,16 +10,17 @@ import ml_collections
 
 from retrieval_jax import data, neighbors
 from retrieval_jax.core import relations
+from retrieval_jax.metrics import averages, uncertainty
 from retrieval_jax.training import (
   checkpoint,
   evaluation,
+  per_query,
   projector,
   report,
   reporting,
 )
 from retrieval_jax.training import config as config_lib
 
-RESULTS_FILE = 'results.json'
 REPORT_FILE = 'report.html'
 
 
@@ -71,7 +72,7 @@ def write_results(
   found: Mapping[str, evaluation.Evaluation],
   selection: Selection,
 ) -> dict[str, report.ReportData]:
-  """Writes `results.json` and the pages, and prints the metrics.
+  """Writes `results.json`, the values per query and the pages; prints metrics.
 
   Args:
     workdir: of the run.
@@ -83,21 +84,28 @@ def write_results(
   Returns:
     What each page shows, by the name of the test set.
   """
+  values = per_query.to_bytes(
+    {name: _query_values(dataset, e) for name, e in found.items()}
+  )
   results = {
     'config': config.to_dict(),
     'step': selection.step,
     'selection': selection._asdict() | {'sentence': str(selection)},
+    'per_query': per_query.checksum(values),
     'evaluations': {
       name: {
         'metrics': measured.result.metrics,
         'ranges': measured.result.ranges,
+        'intervals': _intervals(measured),
         'protocol': measured.result.protocol,
       }
       for name, measured in found.items()
     },
   }
+  checkpoint.write_bytes(os.path.join(workdir, per_query.FILE), values)
   checkpoint.write_text(
-    os.path.join(workdir, RESULTS_FILE), json.dumps(results, indent=2) + '\n'
+    os.path.join(workdir, per_query.RESULTS_FILE),
+    json.dumps(results, indent=2) + '\n',
   )
   pages = {}
   for name, measured in found.items():
@@ -111,6 +119,31 @@ def write_results(
     print(f'{name}: {table}\n\n  open {path}\n', flush=True)
   print(f'{selection}', flush=True)
   return pages
+
+
+def _intervals(measured):
+  """Returns the 95 % interval of each mean over queries."""
+  values = _means_over_queries(measured)
+  return uncertainty.confidence_intervals(values) if values else {}
+
+
+def _means_over_queries(measured):
+  """Returns the values per query that a metric is the plain mean of."""
+  return {
+    name: values
+    for name, values in measured.result.per_query.items()
+    if averages.split_name(name)[0] == 'query'
+  }
+
+
+def _query_values(dataset, measured) -> per_query.QueryValues:
+  query = measured.group.query
+  (classes,), names = dataset.display_classes(query.labels)
+  return per_query.QueryValues(
+    per_query.unique_names(map(query.identify, range(len(query)))),
+    [names[label] for label in classes],
+    _means_over_queries(measured),
+  )
 
 
 def report_file(name: str) -> str:
