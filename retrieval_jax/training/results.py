@@ -3,7 +3,7 @@ metrics, the pages, and the tables in the terminal."""
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import ml_collections
@@ -17,6 +17,7 @@ from retrieval_jax.training import (
   report,
   reporting,
 )
+from retrieval_jax.training import ablation as ablation_lib
 from retrieval_jax.training import config as config_lib
 
 RESULTS_FILE = 'results.json'
@@ -70,6 +71,7 @@ def write_results(
   dataset: data.Dataset,
   found: Mapping[str, evaluation.Evaluation],
   selection: Selection,
+  ablation: Mapping[str, Sequence[ablation_lib.Variant]],
 ) -> dict[str, report.ReportData]:
   """Writes `results.json` and the pages, and prints the metrics.
 
@@ -79,6 +81,7 @@ def write_results(
     dataset: that was measured on.
     found: what was measured, by the name of the test set.
     selection: of the weights that were measured.
+    ablation: of post-processing, by the name of the set; may be empty.
 
   Returns:
     What each page shows, by the name of the test set.
@@ -95,6 +98,10 @@ def write_results(
       }
       for name, measured in found.items()
     },
+    'ablation': {
+      name: [variant.to_dict() for variant in variants]
+      for name, variants in ablation.items()
+    },
   }
   checkpoint.write_text(
     os.path.join(workdir, RESULTS_FILE), json.dumps(results, indent=2) + '\n'
@@ -109,6 +116,9 @@ def write_results(
     _write_projection(workdir, config, name, pages[name])
     table = reporting.format_results(measured.result)
     print(f'{name}: {table}\n\n  open {path}\n', flush=True)
+  for name, variants in ablation.items():
+    table = ablation_lib.format_table(variants)
+    print(f'{name}, post-processing:\n\n{table}\n', flush=True)
   print(f'{selection}', flush=True)
   return pages
 
