@@ -7,7 +7,7 @@ import pytest
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.training import config_checks, loop
 
-CHAIN = ('pca_whitening', 'alpha_query_expansion', 'k_reciprocal')
+CHAIN = ('pca_whitening', 'label_aware')
 
 
 def test_results_hold_each_alone_and_all_together(
@@ -15,10 +15,9 @@ def test_results_hold_each_alone_and_all_together(
 ):
   config = make_config(
     'zero_shot',
-    eval__postprocessing=(*CHAIN, 'label_aware'),
+    num_train_steps=2,
+    eval__postprocessing=CHAIN,
     eval__list_length=20,
-    eval__alpha_query_expansion__k=3,
-    eval__k_reciprocal__k1=5,
     data__validation='images',
   )
   found = loop.train_and_evaluate(config, str(tmp_path / 'run'))
@@ -27,16 +26,17 @@ def test_results_hold_each_alone_and_all_together(
   variants = results['ablation']['test']
   assert [v['postprocessing'] for v in variants] == [
     [],
-    *([name] for name in (*CHAIN, 'label_aware')),
-    [*CHAIN, 'label_aware'],
+    ['pca_whitening'],
+    ['label_aware'],
+    ['pca_whitening', 'label_aware'],
   ]
+  # The metrics of the run stay those of the embeddings as they are.
   without = variants[0]['metrics']
   for name in ('precision_at_1', 'mean_average_precision_at_r'):
     assert without[name] == pytest.approx(found[name], abs=1e-6)
   assert variants[0]['protocol']['list_length'] == 20
-  assert any(v['metrics'] != without for v in variants[1:])
-  out = capsys.readouterr().out
-  assert f'| {" + ".join((*CHAIN, "label_aware"))} |' in out
+  assert all(v['metrics'] != without for v in variants[1:])
+  assert '| pca_whitening + label_aware |' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
