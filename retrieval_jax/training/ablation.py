@@ -50,6 +50,7 @@ def ablate(
   gallery_labels: np.ndarray | None,
   *,
   list_length: int,
+  grades: np.ndarray | None = None,
   memory_budget_mb: float = 128,
 ) -> tuple[Variant, ...]:
   """Measures the lists of each chain, all by the same metrics.
@@ -61,6 +62,7 @@ def ablate(
     gallery_labels: [N] int, or [N, M] likewise; None: the queries are the
       gallery.
     list_length: of the lists.
+    grades: [C, C], the relevance of each class to each; see `core.relations`.
     memory_budget_mb: MiB of each step.
 
   Example:
@@ -80,7 +82,9 @@ def ablate(
     lists = neighbors.rank(
       chain, embedded, list_length, memory_budget_mb=memory_budget_mb
     )
-    result = metrics.evaluate_lists(lists.indices, query_labels, gallery_labels)
+    result = metrics.evaluate_lists(
+      lists.indices, query_labels, gallery_labels, grades=grades
+    )
     variants.append(Variant(tuple(step.name for step in chain), result))
   return tuple(variants)
 
