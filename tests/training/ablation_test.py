@@ -14,7 +14,7 @@ def test_results_hold_each_alone_and_all_together(
   make_config, tmp_path, capsys
 ):
   config = make_config(
-    'zero_shot',
+    'circle',
     num_train_steps=2,
     eval__postprocessing=CHAIN,
     eval__list_length=20,
