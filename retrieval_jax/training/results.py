@@ -10,6 +10,7 @@ import ml_collections
 
 from retrieval_jax import data, neighbors
 from retrieval_jax.core import relations
+from retrieval_jax.training import ablation as ablation_lib
 from retrieval_jax.training import (
   checkpoint,
   evaluation,
@@ -17,7 +18,6 @@ from retrieval_jax.training import (
   report,
   reporting,
 )
-from retrieval_jax.training import ablation as ablation_lib
 from retrieval_jax.training import config as config_lib
 
 RESULTS_FILE = 'results.json'
