@@ -16,6 +16,11 @@ from retrieval_jax.metrics.definitions import (
 )
 from retrieval_jax.metrics.ignored import Ignored
 from retrieval_jax.metrics.listed import evaluate_listed
+from retrieval_jax.metrics.lists import (
+  ListResult,
+  evaluate_lists,
+  get_list_metric,
+)
 from retrieval_jax.metrics.rankings import evaluate_rankings
 from retrieval_jax.metrics.results import RetrievalResult
 from retrieval_jax.metrics.retrieval import (
@@ -32,14 +37,17 @@ __all__ = [
   'METRICS_AT_K',
   'GroupMeans',
   'Ignored',
+  'ListResult',
   'Metric',
   'RetrievalResult',
   'SET_METRICS',
   'bounds',
   'check_metrics',
   'evaluate_listed',
+  'evaluate_lists',
   'evaluate_rankings',
   'evaluate_retrieval',
+  'get_list_metric',
   'get_metric',
   'goodness',
   'retrieval_metrics',

@@ -3,7 +3,7 @@ metrics, the pages, and the tables in the terminal."""
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import ml_collections
@@ -11,6 +11,7 @@ import ml_collections
 from retrieval_jax import data, neighbors
 from retrieval_jax.core import relations
 from retrieval_jax.metrics import averages, uncertainty
+from retrieval_jax.training import ablation as ablation_lib
 from retrieval_jax.training import (
   checkpoint,
   evaluation,
@@ -71,6 +72,7 @@ def write_results(
   dataset: data.Dataset,
   found: Mapping[str, evaluation.Evaluation],
   selection: Selection,
+  ablation: Mapping[str, Sequence[ablation_lib.Variant]],
 ) -> dict[str, report.ReportData]:
   """Writes `results.json`, the values per query and the pages; prints metrics.
 
@@ -80,6 +82,7 @@ def write_results(
     dataset: that was measured on.
     found: what was measured, by the name of the test set.
     selection: of the weights that were measured.
+    ablation: of post-processing, by the name of the set; may be empty.
 
   Returns:
     What each page shows, by the name of the test set.
@@ -101,6 +104,10 @@ def write_results(
       }
       for name, measured in found.items()
     },
+    'ablation': {
+      name: [variant.to_dict() for variant in variants]
+      for name, variants in ablation.items()
+    },
   }
   checkpoint.write_bytes(os.path.join(workdir, per_query.FILE), values)
   checkpoint.write_text(
@@ -117,6 +124,9 @@ def write_results(
     _write_projection(workdir, config, name, pages[name])
     table = reporting.format_results(measured.result)
     print(f'{name}: {table}\n\n  open {path}\n', flush=True)
+  for name, variants in ablation.items():
+    table = ablation_lib.format_table(variants)
+    print(f'{name}, post-processing:\n\n{table}\n', flush=True)
   print(f'{selection}', flush=True)
   return pages
 
