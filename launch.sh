@@ -11,6 +11,7 @@ Usage:
   ./launch.sh embed --help                         make an index of images
   ./launch.sh search --help                        search it by images; see
                                                    also calibrate, export_index
+  ./launch.sh compare RUN_A RUN_B [flags]          which of two runs is better
   ./launch.sh test [pytest arguments]              run the test suite
   ./launch.sh tensorboard [its arguments]          show the latest run in runs/
   ./launch.sh help                                 print this
@@ -182,7 +183,7 @@ case "${1:-}" in
     cd "$repo"
     exec "$venv/bin/python" -m pytest "${@:2}"
     ;;
-  calibrate | check_data | embed | export_index | search | selftest)
+  calibrate | check_data | compare | embed | export_index | search | selftest)
     ensure run
     exec "$venv/bin/python" -m "retrieval_jax.$1" "${@:2}"
     ;;

@@ -202,5 +202,45 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   evaluation.projector_images = 1000
   # Of the similarity blocks; results do not depend on it.
   evaluation.memory_budget_mb = 128
+  # What is done to the embeddings of the test and the validation sets, and to
+  # their rankings, in this order; docs/postprocessing.md says what each is.
+  # The metrics above stay those of the embeddings as they are: what each of
+  # these changes, alone and all together, is the ablation in results.json.
+  evaluation.postprocessing = ()
+  # Of the ranked lists that the ablation measures.
+  evaluation.list_length = 100
+  # The options of each, for when it is chosen.
+  evaluation.average_query_expansion = ml_collections.ConfigDict({'k': 10})
+  evaluation.alpha_query_expansion = ml_collections.ConfigDict(
+    {'k': 50, 'alpha': 3.0}
+  )
+  evaluation.database_augmentation = ml_collections.ConfigDict(
+    {'k': 10, 'alpha': 3.0}
+  )
+  evaluation.pca_whitening = ml_collections.ConfigDict(
+    {'dim': config_dict.placeholder(int), 'power': 0.5}
+  )
+  evaluation.learned_whitening = ml_collections.ConfigDict(
+    {'dim': config_dict.placeholder(int)}
+  )
+  evaluation.k_reciprocal = ml_collections.ConfigDict(
+    {'k1': 20, 'k2': 6, 'lambda_value': 0.3}
+  )
+  evaluation.diffusion = ml_collections.ConfigDict(
+    {
+      'kd': 50,
+      'kq': 10,
+      'truncation': 1000,
+      'alpha': 0.99,
+      'gamma': 3.0,
+      'num_iterations': 20,
+    }
+  )
+  evaluation.superglobal = ml_collections.ConfigDict(
+    {'top_m': 400, 'num_neighbors': 9, 'beta': 0.15}
+  )
+  evaluation.constant_threshold = ml_collections.ConfigDict({'threshold': 0.5})
+  evaluation.adaptive_threshold = ml_collections.ConfigDict({'n_std': 10.0})
+  evaluation.label_aware = ml_collections.ConfigDict({'k': 3, 'threshold': 0.6})
 
   return config

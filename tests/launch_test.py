@@ -357,7 +357,15 @@ def test_tensorboard_takes_the_latest_run(machine):
 
 @pytest.mark.parametrize(
   'command',
-  ['calibrate', 'check_data', 'embed', 'export_index', 'search', 'selftest'],
+  [
+    'calibrate',
+    'check_data',
+    'compare',
+    'embed',
+    'export_index',
+    'search',
+    'selftest',
+  ],
 )
 def test_other_commands_get_their_flags(machine, tmp_path, command):
   machine.add_python('python3', '3.11')

@@ -38,6 +38,7 @@ FLOORS = {
   'embed': 5,
   'export_index': 5,
   'search': 5,
+  'compare': 5,
   'selftest': 5,
   'command_line': 5,
 }

@@ -8,7 +8,7 @@ import shlex
 
 import pytest
 
-from retrieval_jax import main, selftest
+from retrieval_jax import compare, main, selftest
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import config_checks
 
@@ -87,6 +87,13 @@ def test_flags_are_valid(command, monkeypatch):
     for key, text in overrides:
       config_lib.override(config, key, text)
     config_checks.validate(config)
+
+
+def test_flags_of_compare_are_valid():
+  commands = re.findall(r'launch.sh compare (.*)', TEXT)
+  assert commands
+  for command in commands:
+    compare.parse_flags(command.split())
 
 
 def test_files_and_sections_that_are_linked_exist():

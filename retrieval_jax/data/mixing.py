@@ -32,6 +32,11 @@ class JoinedImages:
     store, inner = self._find(row)
     return store.describe(inner)
 
+  def identify(self, row: int) -> str:
+    """Returns what tells an image from others of its store."""
+    store, inner = self._find(row)
+    return store.identify(inner)
+
   def _find(self, row):
     index = int(np.searchsorted(self.starts, row, side='right')) - 1
     return self._stores[index], int(row - self.starts[index])

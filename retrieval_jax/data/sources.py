@@ -42,6 +42,9 @@ class Images(Protocol):
   def describe(self, row: int) -> str:
     """Returns how messages call a picture: its path, or its number."""
 
+  def identify(self, row: int) -> str:
+    """Returns the same, wherever the data lie: without their folder."""
+
 
 class ImageArray:
   """Decoded images of one size in memory."""
@@ -62,6 +65,10 @@ class ImageArray:
   def describe(self, row: int) -> str:
     """Returns 'image 17'."""
     return f'{self._name} {row}'
+
+  def identify(self, row: int) -> str:
+    """Returns 'image 17'."""
+    return self.describe(row)
 
 
 class ImageFiles:
@@ -94,6 +101,10 @@ class ImageFiles:
   def describe(self, row: int) -> str:
     """Returns the path of a file."""
     return os.path.join(self.root, self.paths[row])
+
+  def identify(self, row: int) -> str:
+    """Returns the path below the root."""
+    return self.paths[row]
 
 
 class Loaded(NamedTuple):
@@ -244,6 +255,20 @@ class Source:
   def describe(self, row: int) -> str:
     """Returns how messages call image `row` of the N."""
     return self.store.describe(int(self._stored(row)))
+
+  def identify(self, row: int) -> str:
+    """Returns what tells image `row` from others, wherever the data lie.
+
+    Example:
+      >>> source = Source.of_array(np.zeros((3, 8, 8), np.uint8), np.arange(3))
+      >>> source.identify(2)
+      'image 2'
+    """
+    name = self.store.identify(int(self._stored(row)))
+    if self.boxes is None or np.isnan(self.boxes[row]).any():
+      return name
+    # Several queries may be cut out of one picture.
+    return f'{name} [{", ".join(f"{edge:g}" for edge in self.boxes[row])}]'
 
   def images_at(self, rows: np.ndarray) -> np.ndarray:
     """Returns the images of some rows, [n, H, W, C] uint8.

@@ -25,9 +25,16 @@ from typing import Any
 from retrieval_jax.core import distances
 from retrieval_jax.core.distances import Distance
 from retrieval_jax.core.errors import InputError, unknown_name
+from retrieval_jax.core.hyperparameters import (
+  FLAG,
+  Choice,
+  Number,
+  Numbers,
+  check,
+)
 from retrieval_jax.losses.registry import LOSSES, MINERS
 from retrieval_jax.losses.regularizers import REGULARIZERS
-from retrieval_jax.losses.rows import FLAG, Choice, Loss, Miner, Number, Numbers
+from retrieval_jax.losses.rows import Loss, Miner
 from retrieval_jax.losses.terms import REDUCERS, Reducer
 
 WEIGHTED_SUM = 'weighted_sum'
@@ -312,27 +319,3 @@ def _regularizer(value, weight, kind, prefix):
     raise unknown_name(prefix, name, known)
   check(options, REGULARIZERS[name].hyperparameters, name, prefix)
   return Regularizer(name, options, weight)
-
-
-def check(options, known, owner, prefix, also=()) -> None:
-  """Raises `InputError` for an option that is unknown or out of range.
-
-  Args:
-    options: what the user set.
-    known: {option: what it may be}.
-    owner: whose options they are.
-    prefix: how the keys are called in the message.
-    also: further options that exist, for the message.
-  """
-  for key, value in options.items():
-    if key not in known:
-      message = str(unknown_name(f'{prefix}.{key}', key, (*known, *also)))
-      # "<key> is '<key>'<the nearest and the known>": the middle says it
-      # better.
-      tail = message.removeprefix(f'{prefix}.{key} is {key!r}')
-      raise InputError(
-        f'{prefix}.{key} is not a hyperparameter of {owner!r}{tail}'
-      )
-    allowed = known[key].complaint(value)
-    if allowed is not None:
-      raise InputError(f'{prefix}.{key} is {value!r}; allowed is {allowed}')

@@ -14,7 +14,8 @@ from jax import lax
 
 from retrieval_jax.core import arrays, collectives
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.losses.rows import Number, Regularizer
+from retrieval_jax.core.hyperparameters import Number
+from retrieval_jax.losses.rows import Regularizer
 
 # Entries of a matrix of similarities that are kept at a time: 16 MiB.
 _MAX_PAIRS = 2**22

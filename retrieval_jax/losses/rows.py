@@ -1,109 +1,11 @@
 """What a row of the registries says of a loss or a miner."""
 
 import dataclasses
-import math
-import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from retrieval_jax.core.distances import Distance
-
-
-@dataclasses.dataclass(frozen=True)
-class Number:
-  """A hyperparameter that is a number within bounds.
-
-  Attributes:
-    most: the largest allowed.
-    unit: for the message.
-    least: the smallest, not allowed itself unless `closed`.
-    closed: whether `least` is allowed.
-    integer: whether only whole numbers are.
-    optional: whether None is allowed too.
-    words: what else is allowed, such as 'all'.
-  """
-
-  most: float = math.inf
-  unit: str = ''
-  least: float = 0.0
-  closed: bool = False
-  integer: bool = False
-  optional: bool = False
-  words: tuple[str, ...] = ()
-
-  def complaint(self, value: object) -> str | None:
-    """Returns what is allowed, if the value is not."""
-    if isinstance(value, str) and value in self.words:
-      return None
-    kind = numbers.Integral if self.integer else numbers.Real
-    # A bool is an int to Python, and never meant as one here.
-    fits = (
-      isinstance(value, kind)
-      and not isinstance(value, bool)
-      and math.isfinite(value)
-      and (value >= self.least if self.closed else value > self.least)
-      and value <= self.most
-    )
-    if fits or (self.optional and value is None):
-      return None
-    return self._allowed()
-
-  def _allowed(self) -> str:
-    words = ['an integer' if self.integer else 'a number']
-    if math.isfinite(self.least) and self.integer and not self.closed:
-      words.append(f'of at least {math.floor(self.least) + 1}')
-    elif math.isfinite(self.least):
-      words.append(
-        f'{"of at least" if self.closed else "above"} {self.least:g}'
-      )
-    if math.isfinite(self.most):
-      words.append(
-        ('and ' if math.isfinite(self.least) else 'of ')
-        + f'at most {self.most:g}'
-      )
-    if self.unit:
-      words.append(f'({self.unit})')
-    others = [repr(word) for word in self.words]
-    others += ['None'] if self.optional else []
-    return ' '.join(words) + ''.join(f', or {other}' for other in others)
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-  """A hyperparameter that is one of a few values."""
-
-  words: tuple[Any, ...]
-
-  def complaint(self, value: object) -> str | None:
-    """Returns what is allowed, if the value is not."""
-    if any(value == w and type(value) is type(w) for w in self.words):
-      return None
-    return 'one of ' + ', '.join(map(str, self.words))
-
-
-FLAG = Choice((False, True))
-"""A hyperparameter that is True or False."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Numbers:
-  """A hyperparameter that is a tuple of numbers; `each` is what one may be."""
-
-  each: Number
-  optional: bool = False
-
-  def complaint(self, value: object) -> str | None:
-    """Returns what is allowed, if the value is not."""
-    if self.optional and value is None:
-      return None
-    if isinstance(value, (tuple, list)) and value:
-      if all(self.each.complaint(number) is None for number in value):
-        return None
-    allowed = f'a tuple, each {self.each.complaint(None)}'
-    return allowed + (', or None' if self.optional else '')
-
-
-Hyperparameter = Number | Choice | Numbers
+from retrieval_jax.core.hyperparameters import Hyperparameter
 
 
 @dataclasses.dataclass(frozen=True)

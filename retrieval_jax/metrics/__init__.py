@@ -3,6 +3,8 @@
 To add one: its row in `definitions.METRICS`, or in `METRICS_AT_K` if its name
 has a number; a line in the loop of `tests/metrics/loops.py`, by which it is
 tested in all orders of ties; and a row with an example in docs/metrics.md.
+One of a whole set: a row in `SET_METRICS` of `set_metrics.py`, and a row in
+docs/verification.md.
 """
 
 from retrieval_jax.metrics.averages import GroupMeans
@@ -14,6 +16,11 @@ from retrieval_jax.metrics.definitions import (
 )
 from retrieval_jax.metrics.ignored import Ignored
 from retrieval_jax.metrics.listed import evaluate_listed
+from retrieval_jax.metrics.lists import (
+  ListResult,
+  evaluate_lists,
+  get_list_metric,
+)
 from retrieval_jax.metrics.rankings import evaluate_rankings
 from retrieval_jax.metrics.results import RetrievalResult
 from retrieval_jax.metrics.retrieval import (
@@ -22,6 +29,7 @@ from retrieval_jax.metrics.retrieval import (
   evaluate_retrieval,
   retrieval_metrics,
 )
+from retrieval_jax.metrics.set_metrics import SET_METRICS, bounds, goodness
 
 __all__ = [
   'DEFAULT_METRICS',
@@ -29,12 +37,18 @@ __all__ = [
   'METRICS_AT_K',
   'GroupMeans',
   'Ignored',
+  'ListResult',
   'Metric',
   'RetrievalResult',
+  'SET_METRICS',
+  'bounds',
   'check_metrics',
   'evaluate_listed',
+  'evaluate_lists',
   'evaluate_rankings',
   'evaluate_retrieval',
+  'get_list_metric',
   'get_metric',
+  'goodness',
   'retrieval_metrics',
 ]

@@ -7,7 +7,7 @@ lowest and the highest value that an order can give (`ties`).
 
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -254,8 +254,15 @@ def parse_k(name: str) -> tuple[str, int | None]:
   return f'{match[1]}<k>{match[3] or ""}', int(match[2])
 
 
-def get_metric(name: str, prefix: str = 'metrics') -> Metric:
+def get_metric(
+  name: str, prefix: str = 'metrics', others: Sequence[str] = ()
+) -> Metric:
   """Returns the metric of a name: of `METRICS`, or of `METRICS_AT_K`.
+
+  Args:
+    name: of the metric.
+    prefix: how the message calls it.
+    others: names of other kinds that the message lists too.
 
   Raises:
     InputError: for an unknown name, with the nearest known one.
@@ -270,7 +277,7 @@ def get_metric(name: str, prefix: str = 'metrics') -> Metric:
     pattern, k = parse_k(name)
     if k is not None and pattern in METRICS_AT_K:
       return METRICS_AT_K[pattern](k)
-  raise errors.unknown_name(prefix, name, [*METRICS, *METRICS_AT_K])
+  raise errors.unknown_name(prefix, name, [*METRICS, *METRICS_AT_K, *others])
 
 
 # -- from ranks to values -----------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 
 from retrieval_jax.core import tiles
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.metrics import averages, definitions
+from retrieval_jax.metrics import averages, definitions, verification
 from retrieval_jax.metrics.averages import GroupMeans, Groups
 from retrieval_jax.metrics.ignored import Ignored
 from retrieval_jax.metrics.ranks import RESOLUTION, Ranks
@@ -25,9 +25,10 @@ class RetrievalResult:
 
   Attributes:
     metrics: name -> mean over the queries that have a positive; of a name that
-      begins with `macro_` or `category_macro_`, the mean over groups of theirs.
+      begins with `macro_` or `category_macro_`, the mean over groups of theirs;
+      or the value of a metric of the whole set.
     ranges: name -> (lowest, highest) mean that an order of the ties can give;
-      equal to the metric where nothing ties.
+      equal to the metric where nothing ties. None of the whole set.
     protocol: similarity, relevance (unless it is the class), num_queries,
       num_lone_queries, gallery_size, self_excluded, num_zero_embeddings,
       ignored (if rows are), num_classes and num_categories (of macro averages),
@@ -38,6 +39,7 @@ class RetrievalResult:
     per_query: name -> [Q] float64, NaN for lone queries.
     per_query_ranges: name -> ([Q], [Q]) float64, the lowest and the highest.
     groups: 'class' and 'category' -> which queries are in which, if known.
+    pairs: what all pairs say, if a metric of the whole set needed them.
   """
 
   metrics: dict[str, float]
@@ -48,6 +50,7 @@ class RetrievalResult:
     dataclasses.field(default_factory=dict)
   )
   groups: Mapping[str, Groups] = dataclasses.field(default_factory=dict)
+  pairs: verification.Verification | None = None
 
   def group_means(self, name: str, over: str = 'class') -> GroupMeans:
     """Returns a metric by class or by category.

@@ -30,8 +30,10 @@ from retrieval_jax.core.errors import InputError
 from retrieval_jax.metrics import (
   averages,
   definitions,
+  pairs,
   ranking,
   results,
+  set_metrics,
   sorting,
 )
 from retrieval_jax.metrics.averages import Groups
@@ -73,7 +75,8 @@ def retrieval_metrics(
     gallery_labels: [N] int, or [N, M] likewise, with the gallery.
     metrics: names in `METRICS`, or in `METRICS_AT_K` with a number for `<k>`:
       means over queries; with `macro_` before it, the mean over classes of the
-      means of their queries; with `category_macro_`, over categories.
+      means of their queries; with `category_macro_`, over categories. Or of
+      the whole set, see `set_metrics`.
     grades: [C, C] float of int labels, the relevance of each class to each; see
       `core.relations`. None: a class is relevant to itself alone.
     categories: [Q] int, the category of each query, for `category_macro_`;
@@ -87,7 +90,8 @@ def retrieval_metrics(
       labels are ints without grades.
 
   Returns:
-    name -> value in [0, 1], in the order of `metrics`.
+    name -> value, in the order of `metrics`: in [0, 1] of rankings, within the
+    bounds that its definition states of the whole set.
 
   Raises:
     InputError: for arguments that cannot be ranked, in words.
@@ -180,12 +184,12 @@ def evaluate_retrieval(
     categories = check_row_labels(categories, 'categories', queries, sets=False)
   if ignored is not None:
     ignored = ignored.checked(len(queries), len(gallery))
-  return _evaluate(
+  result = _evaluate(
     queries,
     labels,
     gallery,
     known_labels,
-    metrics=names,
+    metrics=[name for name in names if not set_metrics.find_metric(name)],
     grades=grades,
     categories=categories,
     ignored=ignored,
@@ -195,6 +199,17 @@ def evaluate_retrieval(
       (jax.process_index(), jax.process_count()) if all_processes else (0, 1)
     ),
   )
+  task = pairs.Task(
+    queries,
+    labels,
+    gallery,
+    known_labels,
+    self_excluded,
+    grades,
+    budget,
+    has_ignored=ignored is not None,
+  )
+  return set_metrics.join(result, set_metrics.measure(names, task), names)
 
 
 def check_metrics(
@@ -225,7 +240,9 @@ def check_metrics(
       f'for example {DEFAULT_METRICS[0]!r}'
     )
   for name in names:
-    definitions.get_metric(averages.split_name(name)[1], prefix)
+    if not set_metrics.check_metric(name):
+      base = averages.split_name(name)[1]
+      definitions.get_metric(base, prefix, others=set_metrics.NAMES)
   return names
 
 

@@ -67,14 +67,7 @@ def top_k(
     ([[0.0, 1.0]], [[0, 2]])
   """
   budget = tiles.check_memory_budget(memory_budget_mb)
-  queries = tiles.check_embeddings(queries, 'queries')
-  gallery = tiles.check_embeddings(gallery, 'gallery', queries.shape[1])
-  if exclude_self and len(queries) != len(gallery):
-    raise InputError(
-      f'exclude_self is True with {len(queries)} queries and a gallery of '
-      f'{len(gallery)}; allowed is the same array twice: pass '
-      'exclude_self=False'
-    )
+  queries, gallery = check_pair(queries, gallery, exclude_self)
   largest = len(gallery) - exclude_self
   if (
     isinstance(k, bool)
@@ -117,6 +110,30 @@ def top_k(
       (jax.process_index(), jax.process_count()) if all_processes else (0, 1)
     ),
   )
+
+
+def check_pair(
+  queries, gallery, exclude_self: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns queries and gallery as arrays that can be searched.
+
+  Args:
+    queries: [Q, D] any float dtype.
+    gallery: [N, D] likewise.
+    exclude_self: whether the gallery is the queries.
+
+  Raises:
+    InputError: for arrays that cannot be, or do not fit each other.
+  """
+  queries = tiles.check_embeddings(queries, 'queries')
+  gallery = tiles.check_embeddings(gallery, 'gallery', queries.shape[1])
+  if exclude_self and len(queries) != len(gallery):
+    raise InputError(
+      f'exclude_self is True with {len(queries)} queries and a gallery of '
+      f'{len(gallery)}; allowed is the same array twice: pass '
+      'exclude_self=False'
+    )
+  return queries, gallery
 
 
 def _search(

@@ -31,8 +31,13 @@ _ROOM_FOR_METADATA = 2**20
 
 def write_text(path: str, text: str) -> None:
   """Writes a file of a run, whole or not at all."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: str, content: bytes) -> None:
+  """Writes a file of a run, whole or not at all."""
   try:
-    files.write_text(path, text)
+    files.write_bytes(path, content)
   except OSError as error:
     raise _file_error(path, error) from error
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from retrieval_jax import data, losses
+from retrieval_jax import data, losses, neighbors
 from retrieval_jax.core.errors import InputError, unknown_name
 
 # What may differ when a run is continued: nothing that the weights depend on.
@@ -205,6 +205,18 @@ def loss_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
   if config.miner.name:
     found['miner'] = config.miner.to_dict()
   return found
+
+
+def postprocessing(
+  config: ml_collections.ConfigDict,
+) -> tuple[neighbors.Step, ...]:
+  """Returns the chain of post-processing that is measured."""
+  return neighbors.parse_postprocessing(
+    config.eval.postprocessing,
+    {name: config.eval[name].to_dict() for name in neighbors.POSTPROCESSING},
+    prefix='eval.postprocessing',
+    section='eval.',
+  )
 
 
 class Classes(NamedTuple):

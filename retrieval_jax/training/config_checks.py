@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from retrieval_jax import data, losses, metrics, models
+from retrieval_jax import data, losses, metrics, models, neighbors
 from retrieval_jax.core.errors import InputError, unknown_name
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import optim
@@ -56,6 +56,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
   _validate_parts(config, parts, num_devices)
   optim.check_names(config.optimizer.name, config.optimizer.schedule)
   metrics.check_metrics(config.eval.metrics)
+  config_lib.postprocessing(config)
   _validate_batch(config, parts, num_devices)
   _validate_augmentation(config, parts, num_devices)
   # Stand-ins for the classes, which are not known without the data.
@@ -251,6 +252,7 @@ def validate_dataset(
       )
   if has_sets:
     _trace_loss(config, classes)
+  _validate_postprocessing(config, dataset)
   channels = dataset.image_shape[-1]
   for key in ('mean', 'std'):
     if len(config.data[key]) not in (1, channels):
@@ -290,3 +292,36 @@ def _validate_evaluation(
           f'{problem}, but the {name} set of {dataset.name} has no {fact}; '
           f'allowed are data that have: {cures[column]}, or leave it out'
         )
+
+
+def _validate_postprocessing(
+  config: ml_collections.ConfigDict, dataset: data.Dataset
+) -> None:
+  """Checks that there are as many images as post-processing asks for."""
+  steps = config_lib.postprocessing(config)
+  if steps and config.eval.ignore:
+    raise InputError(
+      f'eval.ignore is {config.eval.ignore!r} with eval.postprocessing '
+      f'{config.eval.postprocessing!r}; allowed is () there, since the lists '
+      'would hold what is ignored: leave one of them out'
+    )
+  if dataset.is_multi_label and neighbors.needs(steps, 'train_labels'):
+    names = [s.name for s in steps if 'train_labels' in s.row.needs]
+    raise InputError(
+      f'eval.postprocessing has {names[0]!r}, which takes one label an image, '
+      f'but the images of {dataset.name} have several: leave it out'
+    )
+  for group in (*dataset.tests.values(), *dataset.validations.values()):
+    num_gallery = len(group.searched)
+    neighbors.check_sizes(
+      steps,
+      neighbors.Sizes(
+        found=num_gallery - (group.gallery is None),
+        gallery=num_gallery,
+        train=len(dataset.train),
+        dim=config.model.embedding_dim,
+        list_length=config.eval.list_length,
+      ),
+      section='eval.',
+      list_length_key='eval.list_length',
+    )

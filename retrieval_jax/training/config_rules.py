@@ -5,6 +5,8 @@ import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from retrieval_jax import neighbors
+
 
 class Rule(NamedTuple):
   """What one key may hold: a test of the value, and its words."""
@@ -157,4 +159,19 @@ RULES = {
   ),
   'eval.projector_images': _NATURAL,
   'eval.memory_budget_mb': _POSITIVE,
+  'eval.postprocessing': Rule(
+    'a tuple of names, or ()',
+    lambda v: (
+      isinstance(v, Sequence)
+      and not isinstance(v, str)
+      and all(isinstance(name, str) for name in v)
+    ),
+  ),
+  'eval.list_length': _COUNT,
+} | {
+  f'eval.{name}.{option}': Rule(
+    allowed.allowed(), lambda v, rule=allowed: rule.complaint(v) is None
+  )
+  for name, row in neighbors.POSTPROCESSING.items()
+  for option, allowed in row.options.items()
 }

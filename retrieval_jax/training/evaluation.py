@@ -2,15 +2,17 @@
 
 import collections
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
 
-from retrieval_jax import data, metrics
+from retrieval_jax import data, metrics, neighbors
 from retrieval_jax.core import collectives, relations
+from retrieval_jax.training import ablation as ablation_lib
+from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import state as state_lib
 from retrieval_jax.training import steps
 
@@ -52,6 +54,7 @@ class Evaluator:
         `eval.same_category_grade`.
     """
     self._config = config.eval
+    self._postprocessing = config_lib.postprocessing(config)
     self._grades = None
     if config.eval.same_category_grade > 0:
       self._grades = relations.category_grades(
@@ -115,10 +118,7 @@ class Evaluator:
     name: str = 'test',
   ) -> Evaluation:
     """Measures a state on all queries and the whole gallery of a set."""
-    variables = {
-      'params': replicated_state.params['embedder'],
-      'batch_stats': replicated_state.batch_stats,
-    }
+    variables = _variables(replicated_state)
     query_rows, can_ask = self.embed(variables, group.query, name)
     gallery_rows, can_be_found = query_rows, can_ask
     if group.gallery is not None:
@@ -148,6 +148,59 @@ class Evaluator:
     if unreadable:
       result.protocol['num_unreadable_images'] = unreadable
     return Evaluation(result, group, query_rows, gallery_rows, self._grades)
+
+  def ablate(
+    self,
+    replicated_state: state_lib.TrainState,
+    found: Mapping[str, Evaluation],
+    train: data.Source,
+  ) -> dict[str, tuple[ablation_lib.Variant, ...]]:
+    """Measures what was embedded anew, with and without post-processing.
+
+    Args:
+      replicated_state: that was measured.
+      found: what was measured, by the name of the set.
+      train: what whitening is fitted on and labels are learned from; embedded
+        if a step needs it.
+
+    Returns:
+      The variants of each set, {} without post-processing.
+    """
+    steps = self._postprocessing
+    if not steps:
+      return {}
+    rows = labels = None
+    if neighbors.needs(steps, 'train'):
+      variables = _variables(replicated_state)
+      rows, readable = self.embed(variables, train, 'train')
+      rows, labels = rows[readable], train.labels[readable]
+    return {
+      name: ablation_lib.ablate(
+        ablation_lib.chains(steps),
+        neighbors.Embedded(
+          queries=measured.query_embeddings,
+          gallery=measured.gallery_embeddings,
+          exclude_self=measured.group.gallery is None,
+          train=rows,
+          train_labels=labels,
+        ),
+        measured.group.query.labels,
+        None
+        if measured.group.gallery is None
+        else measured.group.gallery.labels,
+        grades=self._grades,
+        list_length=self._config.list_length,
+        memory_budget_mb=self._config.memory_budget_mb,
+      )
+      for name, measured in found.items()
+    }
+
+
+def _variables(replicated_state):
+  return {
+    'params': replicated_state.params['embedder'],
+    'batch_stats': replicated_state.batch_stats,
+  }
 
 
 def _ignored(

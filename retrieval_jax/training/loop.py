@@ -12,8 +12,9 @@ import ml_collections
 import numpy as np
 import optax
 
-from retrieval_jax import data
+from retrieval_jax import data, metrics
 from retrieval_jax.core.errors import InputError
+from retrieval_jax.training import ablation as ablation_lib
 from retrieval_jax.training import checkpoint as checkpoint_lib
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import (
@@ -242,13 +243,15 @@ def evaluate(
         '--mode=train'
       )
     selection, state = _selected(experiment, checkpoints)
-  found = _measure(
-    experiment, experiment.replicate(state), experiment.dataset.tests
-  )
+  replicated_state = experiment.replicate(state)
+  found = _measure(experiment, replicated_state, experiment.dataset.tests)
+  ablation = _ablate(experiment, replicated_state, found)
   if jax.process_index() == 0:
     # A model that is loaded embeds images as they were measured last.
     results.describe_run(workdir, config, experiment.dataset)
-    results.write_results(workdir, config, experiment.dataset, found, selection)
+    results.write_results(
+      workdir, config, experiment.dataset, found, selection, ablation
+    )
   return next(iter(found.values())).result.metrics
 
 
@@ -262,6 +265,26 @@ def _measure(
     name: experiment.evaluate(replicated_state, group, name)
     for name, group in groups.items()
   }
+
+
+def _ablate(
+  experiment: Experiment,
+  replicated_state: state_lib.TrainState,
+  found: Mapping[str, evaluation_lib.Evaluation],
+) -> dict[str, tuple[ablation_lib.Variant, ...]]:
+  """Measures post-processing on the test sets, and where it can be chosen.
+
+  A chain that is chosen for its result on the test set is no better than an
+  epoch that is: the validation sets are measured too.
+  """
+  if not experiment.config.eval.postprocessing:
+    return {}
+  validations = _measure(
+    experiment, replicated_state, experiment.dataset.validations
+  )
+  return experiment.evaluate.ablate(
+    replicated_state, {**validations, **found}, experiment.dataset.train
+  )
 
 
 def _selected(
@@ -375,13 +398,15 @@ def _train(
         _log.info('stopped at step %d; run again to go on from there', step)
         return {}
   selection, state = _selected(experiment, checkpoints)
-  found = _measure(experiment, experiment.replicate(state), tests)
+  replicated_state = experiment.replicate(state)
+  found = _measure(experiment, replicated_state, tests)
+  ablation = _ablate(experiment, replicated_state, found)
   if not validations and first_step < num_steps:
     reporter.evaluation(step, {k: e.result for k, e in found.items()})
   reporter.finish()
   if jax.process_index() == 0:
     pages = results.write_results(
-      workdir, config, experiment.dataset, found, selection
+      workdir, config, experiment.dataset, found, selection, ablation
     )
     for name, page in pages.items():
       reporter.image(step, f'eval/gallery/{name}', report.gallery_image(page))
@@ -404,6 +429,8 @@ def _score(found: Mapping[str, evaluation_lib.Evaluation]) -> float:
   scores = []
   for evaluation in found.values():
     values = evaluation.result.metrics
-    names = [name for name in _SCORES if name in values]
-    scores.append(values[names[0]] if names else next(iter(values.values())))
+    name = next(
+      (name for name in _SCORES if name in values), next(iter(values))
+    )
+    scores.append(metrics.goodness(name, values[name]))
   return float(np.mean(scores))

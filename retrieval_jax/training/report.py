@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from retrieval_jax import metrics
 from retrieval_jax.training import (
   checkpoint,
   inspection,
@@ -243,12 +244,18 @@ def _training(data: ReportData) -> str:
     and not np.array_equal(curve[1], total, equal_nan=True)
   }
   prefix = f'eval/{data.watched}/'
-  metrics = {
+  watched = {
     key.removeprefix(prefix): curve
     for key, curve in curves.items()
     if key.removeprefix(prefix) in data.evaluation.metrics
   }
-  if not losses and not metrics:
+  # What has a scale of its own is drawn apart.
+  shares = {
+    name: curve
+    for name, curve in watched.items()
+    if metrics.bounds(name) == (0, 1)
+  }
+  if not losses and not watched:
     return '<p class="empty">No curves: no training history was recorded.</p>'
   bad = {
     name: steps[~np.isfinite(values)].tolist()
@@ -265,7 +272,12 @@ def _training(data: ReportData) -> str:
     report_page.warning_list(warnings)
     + '<div class="curves">'
     + _curves('Loss', losses)
-    + _curves(f'Metrics on the {data.watched} set', metrics, upper=1.0)
+    + _curves(f'Metrics on the {data.watched} set', shares, upper=1.0)
+    + ''.join(
+      _curves(f'{escape(name)} on the {data.watched} set', {name: curve})
+      for name, curve in watched.items()
+      if name not in shares
+    )
     + '</div>'
   )
 

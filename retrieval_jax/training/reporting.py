@@ -70,7 +70,8 @@ def format_results(result: metrics.RetrievalResult) -> str:
   width = max(map(len, result.metrics))
   lines = []
   for name, value in result.metrics.items():
-    low, high = (f'{end:.4f}' for end in result.ranges[name])
+    ends = result.ranges.get(name, (value, value))
+    low, high = (f'{end:.4f}' for end in ends)
     tied = f'  ({low} to {high} by the order of ties)' if low != high else ''
     lines.append(f'  {name:<{width}}  {value:.4f}{tied}')
   lone = result.protocol['num_lone_queries']

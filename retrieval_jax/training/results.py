@@ -3,23 +3,25 @@ metrics, the pages, and the tables in the terminal."""
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import ml_collections
 
 from retrieval_jax import data, neighbors
 from retrieval_jax.core import relations
+from retrieval_jax.metrics import averages, uncertainty
+from retrieval_jax.training import ablation as ablation_lib
 from retrieval_jax.training import (
   checkpoint,
   evaluation,
+  per_query,
   projector,
   report,
   reporting,
 )
 from retrieval_jax.training import config as config_lib
 
-RESULTS_FILE = 'results.json'
 REPORT_FILE = 'report.html'
 
 
@@ -70,8 +72,9 @@ def write_results(
   dataset: data.Dataset,
   found: Mapping[str, evaluation.Evaluation],
   selection: Selection,
+  ablation: Mapping[str, Sequence[ablation_lib.Variant]],
 ) -> dict[str, report.ReportData]:
-  """Writes `results.json` and the pages, and prints the metrics.
+  """Writes `results.json`, the values per query and the pages; prints metrics.
 
   Args:
     workdir: of the run.
@@ -79,25 +82,37 @@ def write_results(
     dataset: that was measured on.
     found: what was measured, by the name of the test set.
     selection: of the weights that were measured.
+    ablation: of post-processing, by the name of the set; may be empty.
 
   Returns:
     What each page shows, by the name of the test set.
   """
+  values = per_query.to_bytes(
+    {name: _query_values(dataset, e) for name, e in found.items()}
+  )
   results = {
     'config': config.to_dict(),
     'step': selection.step,
     'selection': selection._asdict() | {'sentence': str(selection)},
+    'per_query': per_query.checksum(values),
     'evaluations': {
       name: {
         'metrics': measured.result.metrics,
         'ranges': measured.result.ranges,
+        'intervals': _intervals(measured),
         'protocol': measured.result.protocol,
       }
       for name, measured in found.items()
     },
+    'ablation': {
+      name: [variant.to_dict() for variant in variants]
+      for name, variants in ablation.items()
+    },
   }
+  checkpoint.write_bytes(os.path.join(workdir, per_query.FILE), values)
   checkpoint.write_text(
-    os.path.join(workdir, RESULTS_FILE), json.dumps(results, indent=2) + '\n'
+    os.path.join(workdir, per_query.RESULTS_FILE),
+    json.dumps(results, indent=2) + '\n',
   )
   pages = {}
   for name, measured in found.items():
@@ -109,8 +124,36 @@ def write_results(
     _write_projection(workdir, config, name, pages[name])
     table = reporting.format_results(measured.result)
     print(f'{name}: {table}\n\n  open {path}\n', flush=True)
+  for name, variants in ablation.items():
+    table = ablation_lib.format_table(variants)
+    print(f'{name}, post-processing:\n\n{table}\n', flush=True)
   print(f'{selection}', flush=True)
   return pages
+
+
+def _intervals(measured):
+  """Returns the 95 % interval of each mean over queries."""
+  values = _means_over_queries(measured)
+  return uncertainty.confidence_intervals(values) if values else {}
+
+
+def _means_over_queries(measured):
+  """Returns the values per query that a metric is the plain mean of."""
+  return {
+    name: values
+    for name, values in measured.result.per_query.items()
+    if averages.split_name(name)[0] == 'query'
+  }
+
+
+def _query_values(dataset, measured) -> per_query.QueryValues:
+  query = measured.group.query
+  (classes,), names = dataset.display_classes(query.labels)
+  return per_query.QueryValues(
+    per_query.unique_names(map(query.identify, range(len(query)))),
+    [names[label] for label in classes],
+    _means_over_queries(measured),
+  )
 
 
 def report_file(name: str) -> str:

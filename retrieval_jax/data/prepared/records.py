@@ -216,6 +216,10 @@ class ImageRecords:
     start = self._ends[part - 1] if part else 0
     return f'{self._names[part]} record {row - start}'
 
+  def identify(self, row: int) -> str:
+    """Returns the same: a name that has no folder in it."""
+    return self.describe(row)
+
 
 def reason(error: Exception) -> str:
   """Returns the kind and the first line of an error, shortened."""

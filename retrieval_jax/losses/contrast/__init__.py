@@ -1,6 +1,7 @@
 """Softmax over pairs, and losses of whole batches."""
 
 from retrieval_jax.core.distances import NAMES, Distance
+from retrieval_jax.core.hyperparameters import FLAG, Number
 from retrieval_jax.losses.contrast.angular import angular
 from retrieval_jax.losses.contrast.instance import instance
 from retrieval_jax.losses.contrast.manifold import init_manifold, manifold
@@ -12,7 +13,7 @@ from retrieval_jax.losses.contrast.supcon import (
   supcon,
 )
 from retrieval_jax.losses.contrast.vicreg import vicreg
-from retrieval_jax.losses.rows import FLAG, Loss, Number
+from retrieval_jax.losses.rows import Loss
 
 _TEMPERATURE = Number(unit='of the similarities')
 

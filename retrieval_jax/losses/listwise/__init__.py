@@ -2,6 +2,7 @@
 
 import math
 
+from retrieval_jax.core.hyperparameters import Choice, Number, Numbers
 from retrieval_jax.losses.listwise.average_precision import roadmap, smooth_ap
 from retrieval_jax.losses.listwise.histograms import (
   COSINE,
@@ -11,7 +12,7 @@ from retrieval_jax.losses.listwise.histograms import (
 )
 from retrieval_jax.losses.listwise.pnp import VARIANTS, pnp
 from retrieval_jax.losses.listwise.recall_at_k import recall_at_k
-from retrieval_jax.losses.rows import Choice, Loss, Number, Numbers
+from retrieval_jax.losses.rows import Loss
 
 _TEMPERATURE = Number(unit='cosine')
 

@@ -7,6 +7,7 @@ function of `row_keys`.
 """
 
 from retrieval_jax.core.distances import Distance
+from retrieval_jax.core.hyperparameters import Choice, Number
 from retrieval_jax.losses.mining.angular import RAW, angular_miner
 from retrieval_jax.losses.mining.bounds import (
   TYPES_OF_TRIPLETS,
@@ -38,7 +39,7 @@ from retrieval_jax.losses.mining.triplets import (
   pair_counts,
   triplets_to_masks,
 )
-from retrieval_jax.losses.rows import Choice, Miner, Number
+from retrieval_jax.losses.rows import Miner
 
 __all__ = [
   'MINERS',

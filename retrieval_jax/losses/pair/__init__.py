@@ -1,6 +1,7 @@
 """Losses over the pairs of an anchor: thresholds and weights of pairs."""
 
 from retrieval_jax.core.distances import NAMES, Distance
+from retrieval_jax.core.hyperparameters import FLAG, Number
 from retrieval_jax.losses.pair.circle import circle
 from retrieval_jax.losses.pair.contrastive import (
   contrastive,
@@ -20,7 +21,7 @@ from retrieval_jax.losses.pair.multi_similarity import multi_similarity
 from retrieval_jax.losses.pair.ranked_list import ranked_list
 from retrieval_jax.losses.pair.sigmoid import init_sigmoid, sigmoid
 from retrieval_jax.losses.pair.tuplet_margin import tuplet_margin
-from retrieval_jax.losses.rows import FLAG, Loss, Number
+from retrieval_jax.losses.rows import Loss
 
 _ANY = Number(least=float('-inf'))
 _NOT_NEGATIVE = Number(closed=True)

@@ -2,6 +2,7 @@
 
 import math
 
+from retrieval_jax.core.hyperparameters import FLAG, Choice, Number
 from retrieval_jax.losses.proxy.adacos import adacos, adacos_state
 from retrieval_jax.losses.proxy.margin_softmax import (
   arcface,
@@ -24,7 +25,7 @@ from retrieval_jax.losses.proxy.reweighted import (
   curricularface_state,
 )
 from retrieval_jax.losses.proxy.varied_margin import dynamic_margin, elasticface
-from retrieval_jax.losses.rows import FLAG, Choice, Loss, Number
+from retrieval_jax.losses.rows import Loss
 
 _SCALE = Number()
 _COSINE = Number(most=1.0, unit='cosine')

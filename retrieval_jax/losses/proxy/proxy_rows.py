@@ -1,5 +1,6 @@
 """The rows of the losses with proxies that are not margin softmaxes."""
 
+from retrieval_jax.core.hyperparameters import Number
 from retrieval_jax.losses.proxy import uniface as uniface_lib
 from retrieval_jax.losses.proxy.p2s_grad import p2s_grad
 from retrieval_jax.losses.proxy.proxy_anchor import proxy_anchor
@@ -9,7 +10,7 @@ from retrieval_jax.losses.proxy.proxy_nca import (
   proxy_nca_pp,
 )
 from retrieval_jax.losses.proxy.soft_triple import soft_triple
-from retrieval_jax.losses.rows import Loss, Number
+from retrieval_jax.losses.rows import Loss
 
 _MARGIN = Number(most=1.0, unit='cosine')
 

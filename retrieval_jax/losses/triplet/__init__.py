@@ -1,7 +1,8 @@
 """Losses over the triplets of an anchor."""
 
 from retrieval_jax.core.distances import Distance
-from retrieval_jax.losses.rows import FLAG, Loss, Number
+from retrieval_jax.core.hyperparameters import FLAG, Number
+from retrieval_jax.losses.rows import Loss
 from retrieval_jax.losses.triplet.triplet_margin import triplet_margin
 
 LOSSES: dict[str, Loss] = {

@@ -1,0 +1,171 @@
+"""The pairs of a query and a gallery row, streamed in bounded memory.
+
+What is measured of all pairs (verification), of a query's nearest rows
+(hubness) or of its nearest row (open set) sees the same similarities, rounded
+to the same resolution, with the same pairs left out.
+
+A level is a similarity in units of `ranks.RESOLUTION`, round(2 ** 22 s): an
+integer of at most 2 ** 22, up to rounding, which float32 holds exactly.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from retrieval_jax.core import tiles
+from retrieval_jax.core.errors import InputError
+from retrieval_jax.metrics import ranks
+
+# Of a query and a gallery row that are no pair.
+NO_LEVEL = -np.inf
+
+
+class UndefinedError(InputError):
+  """A metric has no value for these data; the message says why."""
+
+
+class Task(NamedTuple):
+  """What is measured, checked before.
+
+  Attributes:
+    queries: [Q, D] any float dtype, finite.
+    labels: [Q] int, or [Q, L] int label sets, padded with -1.
+    gallery: [N, D] likewise; the queries themselves if `self_excluded`.
+    gallery_labels: [N] int, or [N, M] likewise.
+    self_excluded: whether row i of the gallery is query i, and no pair with it.
+    grades: [C, C] of int labels, see `core.relations`; None: a class is
+      relevant to itself alone.
+    budget: bytes of memory to stay within.
+    devices: all local devices, if None.
+    has_ignored: whether some pairs are not judged, which is known to rankings
+      alone.
+  """
+
+  queries: np.ndarray
+  labels: np.ndarray
+  gallery: np.ndarray
+  gallery_labels: np.ndarray
+  self_excluded: bool
+  grades: np.ndarray | None = None
+  budget: int = 128 * tiles.MIB
+  devices: tuple[jax.Device, ...] | None = None
+  has_ignored: bool = False
+
+  @property
+  def is_one_class(self) -> bool:
+    """Whether what is to be found is the query's class alone."""
+    return self.labels.ndim == 1 and self.grades is None
+
+
+class Block(NamedTuple):
+  """Queries on the devices, and the gallery that they meet.
+
+  Attributes:
+    rows: which of the Q queries.
+    queries: (unit rows [B, D], (labels, row [B] int32)); padding has row -1.
+    gallery: tiles of (unit rows [T, D], (labels, row [T] int32)).
+    grades: of the task, on the devices.
+  """
+
+  rows: slice
+  queries: tuple
+  gallery: tiles.Tiles
+  grades: jax.Array | None
+
+
+def blocks(task: Task, *, pair_bytes: int, fixed: int = 0) -> Iterator[Block]:
+  """Yields all queries, block by block.
+
+  Args:
+    task: what is measured.
+    pair_bytes: memory that a pair of a block and a tile needs.
+    fixed: bytes of the budget that are taken already.
+
+  Raises:
+    UndefinedError: if some pairs are not judged.
+    InputError: if the budget does not hold the smallest block.
+  """
+  if task.has_ignored:
+    raise UndefinedError('only rankings leave out ignored rows')
+  labels, gallery_labels = _int32_labels(task)
+  left = task.budget - fixed
+  gallery = tiles.Tiles(
+    task.gallery,
+    (gallery_labels, np.arange(len(task.gallery))),
+    budget=max(left, 0) // 2,
+    devices=task.devices,
+  )
+  left -= gallery.num_bytes
+  row_bytes = pair_bytes * gallery.tile_rows
+  smallest = tiles.MIN_BLOCK_ROWS * row_bytes
+  if smallest > left:
+    needed = math.ceil((fixed + gallery.num_bytes + smallest) / tiles.MIB)
+    raise InputError(
+      f'memory_budget_mb is too small for the pairs with a gallery of '
+      f'{gallery.num_rows} rows; allowed is {needed} or more: '
+      f'pass memory_budget_mb={needed}'
+    )
+  grades = task.grades
+  if grades is not None:
+    grades = jax.device_put(grades, NamedSharding(gallery.mesh, P()))
+  block_rows = gallery.block_rows(len(task.queries), row_bytes, left)
+  for rows in tiles.blocks(len(task.queries), block_rows):
+    columns = labels[rows], np.arange(rows.start, rows.stop)
+    queries = gallery.put_queries(task.queries[rows], columns, block_rows)
+    yield Block(rows, queries, gallery, grades)
+
+
+def levels(queries, tile, *, pairs: str) -> jax.Array:
+  """Returns the levels of the pairs of a block and a tile.
+
+  Args:
+    queries: of a `Block`, B rows.
+    tile: of its gallery, T rows.
+    pairs: 'all', 'others' (a row of another index) or 'later' (of a larger
+      index, so that each unordered pair comes once).
+
+  Returns:
+    [B, T] float32, `NO_LEVEL` for what is no pair.
+  """
+  rows, (_, row) = queries
+  tile_rows, (_, gallery_row) = tile
+  # Apart, so that no fusion changes how similarities are summed.
+  similarities = ranks.similarities(rows, tile_rows)
+  return _levels(similarities, row, gallery_row, pairs=pairs)
+
+
+@functools.partial(jax.jit, static_argnames='pairs')
+def _levels(similarities, row, gallery_row, *, pairs):
+  is_pair = (row >= 0)[:, None] & (gallery_row >= 0)[None, :]
+  if pairs == 'others':
+    is_pair &= gallery_row[None, :] != row[:, None]
+  elif pairs == 'later':
+    is_pair &= gallery_row[None, :] > row[:, None]
+  rounded = jnp.round(similarities / ranks.RESOLUTION)
+  return jnp.where(is_pair, rounded, NO_LEVEL)
+
+
+def _int32_labels(task):
+  """Returns the labels as int32 that are equal where the labels are."""
+  if task.grades is not None:
+    return task.labels, task.gallery_labels  # Rows of the grades.
+  both = np.concatenate(
+    [task.labels.reshape(-1), task.gallery_labels.reshape(-1)]
+  )
+  found, numbers = np.unique(both, return_inverse=True)
+  if task.labels.ndim == 2:
+    # -1 is no label of a set, but as good a class as any other.
+    numbers = np.where(found >= 0, np.arange(len(found)), -1)[numbers]
+  numbers = numbers.reshape(-1)
+  split = task.labels.size
+  return (
+    numbers[:split].reshape(task.labels.shape),
+    numbers[split:].reshape(task.gallery_labels.shape),
+  )

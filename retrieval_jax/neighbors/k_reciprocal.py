@@ -1,0 +1,209 @@
+"""Re-ranking by k-reciprocal neighbours, sparse.
+
+Who has the same neighbours, and is had by them, is alike. Each row is encoded
+by weights of its reciprocal neighbours; the rows with which it shares some are
+ranked by the overlap, and nothing of size [N, N] exists.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy import sparse
+
+from retrieval_jax.core import tiles
+from retrieval_jax.neighbors import options as options_lib
+from retrieval_jax.neighbors import search
+from retrieval_jax.neighbors.lists import RankedLists, empty_lists
+from retrieval_jax.neighbors.options import FOUND, LIST_LENGTH, Limit, Sizes
+
+OPTIONS = {
+  'k1': options_lib.COUNT,
+  'k2': options_lib.COUNT,
+  'lambda_value': options_lib.SHARE,
+}
+
+
+def limits(sizes: Sizes, *, k1: int, k2: int, **options) -> Iterator[Limit]:
+  """Yields what bounds the options."""
+  del options
+  yield Limit(LIST_LENGTH, sizes.list_length, sizes.found, FOUND)
+  yield Limit('k1', k1, sizes.found, FOUND)
+  yield Limit('k2', k2, k1 + 1, 'k1 and the row itself')
+
+
+def k_reciprocal_reranking(
+  queries,
+  gallery,
+  k: int,
+  *,
+  k1: int = 20,
+  k2: int = 6,
+  lambda_value: float = 0.3,
+  exclude_self: bool = False,
+  memory_budget_mb: float = 128,
+) -> RankedLists:
+  """Returns the k best gallery rows by k-reciprocal encoding.
+
+  Queries and gallery are the nodes of one graph. N(p, n) is p with its n
+  nearest nodes, and R(p, n) = {q in N(p, n): p in N(q, n)}. R*(p) is R(p, k1)
+  with each R(q, k1 / 2), q in R(p, k1), of which more than two thirds are in
+  R(p, k1). With d the squared Euclidean distance of the unit rows over the
+  largest of the row,
+
+      V_pq = exp(-d_pq) / sum over R*(p) if q in R*(p) else 0,
+      V_p  <- mean of V over N(p, k2 - 1),
+      J_pq = 1 - sum_n min(V_pn, V_qn) / sum_n max(V_pn, V_qn),
+      score = 1 - (1 - lambda) J - lambda d.
+
+  What shares nothing with a query has J = 1 and follows by its distance, so the
+  k best are exact. Equal scores come in the order of their index.
+
+  Args:
+    queries: [Q, D] any float dtype, normalised inside.
+    gallery: [N, D] likewise.
+    k: length of the lists, at most N (N - 1 without itself).
+    k1: neighbours that are encoded, about as many as a class has.
+    k2: rows whose codes are averaged, itself included; 1: no average.
+    lambda_value: of the original distance, in [0, 1].
+    exclude_self: whether the gallery is the queries, and row i of it is left
+      out for query i.
+    memory_budget_mb: MiB for the blocks. Besides, the rows are copied, and the
+      codes take O(k1 k2) numbers a node, some kilobytes.
+
+  Returns:
+    Lists [Q, k], scores in [0, 1].
+
+  Raises:
+    InputError: for arrays that cannot be searched, or an option out of range.
+
+  Example:
+    Row 2 is as near to the query as row 1, but only row 1 is near to row 0.
+
+    >>> angles = np.array([0.0, 0.1, 0.4, -0.4])
+    >>> x = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    >>> k_reciprocal_reranking(x[:1], x[1:], 3, k1=1, k2=1).indices.tolist()
+    [[0, 1, 2]]
+
+  References:
+    Zhong, Zheng, Cao, Li, Re-ranking Person Re-identification with k-reciprocal
+    Encoding, CVPR 2017, sections 3.2 to 3.5.
+  """
+  given = {'k1': k1, 'k2': k2, 'lambda_value': lambda_value}
+  options_lib.check('k_reciprocal', given, OPTIONS)
+  budget = tiles.check_memory_budget(memory_budget_mb)
+  near = search.top_k(
+    queries,
+    gallery,
+    k,
+    exclude_self=exclude_self,
+    memory_budget_mb=memory_budget_mb,
+  )[1]
+  queries, gallery = np.asarray(queries), np.asarray(gallery)
+  sizes = Sizes(found=len(gallery) - exclude_self, list_length=k)
+  options_lib.check('k_reciprocal', {}, {}, limits(sizes, **given))
+  # Without a gallery of their own the queries are in the graph once.
+  is_one_set = exclude_self and np.array_equal(queries, gallery)
+  first = 0 if is_one_set else len(queries)
+  nodes = tiles.unit_rows(
+    gallery if is_one_set else np.concatenate([queries, gallery])
+  )
+  codes, largest = _encode(nodes, k1, k2, budget)
+  by_column = codes[first:].tocsc()
+  lists = empty_lists(len(queries), k)
+  for query in range(len(queries)):
+    row = slice(codes.indptr[query], codes.indptr[query + 1])
+    shared = by_column[:, codes.indices[row]]
+    shared.data = np.minimum(
+      shared.data, np.repeat(codes.data[row], np.diff(shared.indptr))
+    )
+    # Both sum to 1, so the maxima sum to 2 less the minima.
+    overlap = shared @ np.ones(shared.shape[1])
+    found = np.union1d(np.flatnonzero(overlap), near[query])
+    if exclude_self:
+      found = found[found != query]
+    overlap = overlap[found]
+    distance = _distances(nodes[first + found] @ nodes[query])
+    distance /= largest[query]
+    scores = (1 - lambda_value) * overlap / (2 - overlap)
+    scores += lambda_value * (1 - distance)
+    order = np.argsort(-scores, kind='stable')[:k]
+    lists.scores[query] = scores[order]
+    lists.indices[query] = found[order]
+  return lists
+
+
+def _distances(cosines):
+  return np.maximum(2 - 2 * cosines.astype(np.float64), 0)
+
+
+def _encode(nodes, k1, k2, budget):
+  """Returns the codes V as [M, M] CSR, and the largest distances [M]."""
+  budget_mb = budget / tiles.MIB
+  _, others = search.top_k(
+    nodes, nodes, k1, exclude_self=True, memory_budget_mb=budget_mb
+  )
+  # The least cosine is the greatest with the opposite.
+  greatest, _ = search.top_k(-nodes, nodes, 1, memory_budget_mb=budget_mb)
+  largest = _distances(-greatest[:, 0])
+  largest[largest == 0] = 1
+  itself = np.arange(len(nodes), dtype=np.int32)[:, None]
+  nearest = np.concatenate([itself, others], axis=1)
+  reciprocal = _reciprocal(nearest)
+  core = _reciprocal(nearest[:, : int(np.around(k1 / 2)) + 1])
+  # Of a row: the product with the cores, and the rows of its pairs.
+  row_bytes = 24 * (k1 + 1) ** 2 + 16 * (k1 + 1) * nodes.shape[1]
+  codes = []
+  for block in tiles.blocks(len(nodes), max(1, budget // row_bytes)):
+    members = _expand(reciprocal[block], core)
+    rows, columns = members.nonzero()
+    pairs = tiles.blocks(len(rows), max(1, budget // (16 * nodes.shape[1])))
+    cosines = np.concatenate(
+      [
+        np.einsum(
+          'pd,pd->p', nodes[block.start + rows[pair]], nodes[columns[pair]]
+        )
+        for pair in pairs
+      ]
+    )
+    weights = np.exp(-_distances(cosines) / largest[block.start + rows])
+    weights /= np.bincount(rows, weights)[rows]
+    codes.append(
+      sparse.csr_matrix(
+        (weights.astype(np.float32), (rows, columns)), shape=members.shape
+      )
+    )
+  codes = sparse.vstack(codes, format='csr')
+  if k2 > 1:
+    codes = _adjacency(nearest[:, :k2], 1 / k2) @ codes
+  codes.sort_indices()
+  return codes, largest
+
+
+def _adjacency(nearest, value=1.0):
+  """Returns [M, M] CSR with a value at each row's neighbours."""
+  num_rows, width = nearest.shape
+  return sparse.csr_matrix(
+    (
+      np.full(nearest.size, value, np.float32),
+      nearest.reshape(-1),
+      np.arange(0, nearest.size + 1, width),
+    ),
+    shape=(num_rows, num_rows),
+  )
+
+
+def _reciprocal(nearest):
+  """Returns [M, M] CSR, 1 where each is among the neighbours of the other."""
+  adjacency = _adjacency(nearest)
+  return adjacency.multiply(adjacency.T).tocsr()
+
+
+def _expand(reciprocal, core):
+  """Returns R* of some rows, [B, M] CSR, nonzero at its members."""
+  shared = (reciprocal @ core.T).multiply(reciprocal).tocsr()
+  sizes = core.getnnz(axis=1)[shared.indices]
+  shared.data = (3 * shared.data > 2 * sizes).astype(np.float32)
+  members = (reciprocal + shared @ core).tocsr()
+  members.eliminate_zeros()
+  members.sort_indices()
+  return members

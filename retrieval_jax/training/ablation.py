@@ -1,0 +1,115 @@
+"""What post-processing does to a ranking: without, each alone, all together."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from retrieval_jax import metrics, neighbors
+
+Chain = tuple[neighbors.Step, ...]
+
+
+class Variant(NamedTuple):
+  """The metrics of one chain.
+
+  Attributes:
+    postprocessing: the names in it; none: the embeddings as they are.
+    result: of its ranked lists.
+  """
+
+  postprocessing: tuple[str, ...]
+  result: metrics.ListResult
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns what a results file says of it."""
+    return {
+      'postprocessing': list(self.postprocessing),
+      'metrics': self.result.metrics,
+      'protocol': self.result.protocol,
+    }
+
+
+def chains(steps: Sequence[neighbors.Step]) -> list[Chain]:
+  """Returns what is compared: nothing, each step alone, and all of them.
+
+  Example:
+    >>> steps = neighbors.parse_postprocessing(['pca_whitening', 'diffusion'])
+    >>> [[step.name for step in chain] for chain in chains(steps)]
+    [[], ['pca_whitening'], ['diffusion'], ['pca_whitening', 'diffusion']]
+  """
+  alone = {step.name: (step,) for step in steps}
+  together = [tuple(steps)] if len(steps) > 1 else []
+  return [(), *alone.values(), *together]
+
+
+def ablate(
+  compared: Sequence[Chain],
+  embedded: neighbors.Embedded,
+  query_labels: np.ndarray,
+  gallery_labels: np.ndarray | None,
+  *,
+  list_length: int,
+  grades: np.ndarray | None = None,
+  memory_budget_mb: float = 128,
+) -> tuple[Variant, ...]:
+  """Measures the lists of each chain, all by the same metrics.
+
+  Args:
+    compared: chains, such as of `chains`.
+    embedded: queries, gallery, and the training images if a chain needs them.
+    query_labels: [Q] int, or [Q, L] label sets.
+    gallery_labels: [N] int, or [N, M] likewise; None: the queries are the
+      gallery.
+    list_length: of the lists.
+    grades: [C, C], the relevance of each class to each; see `core.relations`.
+    memory_budget_mb: MiB of each step.
+
+  Example:
+    >>> x = np.array([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0]])
+    >>> options = {'constant_threshold': {'threshold': 0.7}}
+    >>> steps = neighbors.parse_postprocessing(list(options), options)
+    >>> without, with_threshold = ablate(
+    ...   chains(steps), neighbors.Embedded(x, x, exclude_self=True),
+    ...   np.array([0, 0, 1, 1]), None, list_length=2)
+    >>> without.result.protocol['mean_returned']
+    2.0
+    >>> with_threshold.result.metrics['returned_precision']
+    0.75
+  """
+  variants = []
+  for chain in compared:
+    lists = neighbors.rank(
+      chain, embedded, list_length, memory_budget_mb=memory_budget_mb
+    )
+    result = metrics.evaluate_lists(
+      lists.indices, query_labels, gallery_labels, grades=grades
+    )
+    variants.append(Variant(tuple(step.name for step in chain), result))
+  return tuple(variants)
+
+
+def format_table(variants: Sequence[Variant]) -> str:
+  """Returns a Markdown table, a row for each variant.
+
+  Example:
+    >>> result = metrics.evaluate_lists([[1], [0]], [5, 5])
+    >>> print(format_table([Variant((), result)]))
+    | post-processing | precision_at_1 | mean_average_precision_at_1 | \
+r_precision | mean_average_precision_at_r |
+    |---|---|---|---|---|
+    | none | 1.0000 | 1.0000 | 1.0000 | 1.0000 |
+  """
+  names = dict.fromkeys(n for v in variants for n in v.result.metrics)
+  lines = [['post-processing', *names], ['---'] * (len(names) + 1)]
+  for variant in variants:
+    values = variant.result.metrics
+    lines.append(
+      [
+        ' + '.join(variant.postprocessing) or 'none',
+        *(f'{values[n]:.4f}' if n in values else '' for n in names),
+      ]
+    )
+  table = [f'| {" | ".join(line)} |' for line in lines]
+  table[1] = f'|{"|".join(lines[1])}|'
+  return '\n'.join(table)

@@ -1,0 +1,316 @@
+"""Which of two runs is better, by how much, and whether that is noise."""
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from retrieval_jax.core.errors import InputError, unknown_name
+from retrieval_jax.metrics import uncertainty
+from retrieval_jax.training import per_query
+
+# What has to be alike for two values to mean the same, as messages call it.
+_PROTOCOL = {
+  'similarity': 'similarities',
+  'relevance': 'relevances',
+  'gallery_size': 'numbers of gallery images',
+  'self_excluded': 'answers to whether a query is excluded from its ranking',
+}
+
+
+class RunComparison(NamedTuple):
+  """Two runs on the same queries.
+
+  Attributes:
+    workdirs: of run A and run B.
+    steps: of their weights.
+    set_name: that both were measured on.
+    by_class: whether classes were drawn, and not queries.
+    level: of the intervals.
+    num_classes: of the queries that were compared.
+    rows: by metric, of the means over queries.
+    whole: by metric of the whole set, (value of A, value of B).
+    warnings: in what the measurements differ, besides the runs.
+  """
+
+  workdirs: tuple[str, str]
+  steps: tuple[int, int]
+  set_name: str
+  by_class: bool
+  level: float
+  num_classes: int
+  rows: dict[str, uncertainty.Comparison]
+  whole: dict[str, tuple[float, float]]
+  warnings: list[str]
+
+  @property
+  def percent(self) -> str:
+    """The level in percent."""
+    return f'{100 * self.level:g} %'
+
+  def is_noise(self, metric: str) -> bool:
+    """Whether another sample of queries explains the difference."""
+    row = self.rows[metric]
+    low, high = row.interval
+    return row.p_value > 1 - self.level or low <= 0 <= high
+
+  def sentence(self, metric: str) -> str:
+    """Says of one metric which run is better, and whether that is noise."""
+    row = self.rows[metric]
+    if row.difference == 0:
+      return f'A and B have the same {metric}.'
+    better, worse = ('B', 'A') if row.difference > 0 else ('A', 'B')
+    sign = 1 if row.difference > 0 else -1
+    low, high = sorted(sign * end for end in row.interval)
+    facts = (
+      f'{worse} in {metric} by {abs(row.difference):.4f} ({self.percent} '
+      f'interval {low:.4f} to {high:.4f}, p = {row.p_value:.4f})'
+    )
+    units = 'classes' if self.by_class else 'queries'
+    if self.is_noise(metric):
+      return (
+        f'{better} is ahead of {facts}, but that may be noise: another sample '
+        f'of such {units} could turn it round.'
+      )
+    return (
+      f'{better} is better than {facts}: more than the choice of the {units} '
+      'explains.'
+    )
+
+
+def compare_runs(
+  workdir_a: str,
+  workdir_b: str,
+  *,
+  set_name: str | None = None,
+  names: Sequence[str] = (),
+  by_class: bool = False,
+  shared_only: bool = False,
+  level: float = 0.95,
+  seed: int = 0,
+) -> RunComparison:
+  """Compares two runs that were measured on the same queries.
+
+  Args:
+    workdir_a: of a run with results.
+    workdir_b: likewise.
+    set_name: that both were measured on; None: `test`, or the only one.
+    names: of metrics; none: all that both have.
+    by_class: whether to draw whole classes, and not queries.
+    shared_only: whether to compare on the queries that both have, where one
+      has others too.
+    level: of the intervals.
+    seed: of the resamples.
+
+  Raises:
+    InputError: for folders without results, other queries, or names that are
+      not there.
+  """
+  workdirs = workdir_a, workdir_b
+  results = [_read_results(workdir) for workdir in workdirs]
+  set_name = _choose_set(workdirs, results, set_name)
+  found = [result['evaluations'][set_name] for result in results]
+  queries = [
+    per_query.read(workdir, set_name, result.get('per_query'))
+    for workdir, result in zip(workdirs, results, strict=True)
+  ]
+  places, all_shared = _match(workdirs, queries, shared_only)
+  shared = [name for name in queries[0].values if name in queries[1].values]
+  # Values of a whole set are of all of its queries.
+  whole = [
+    name
+    for name in found[0]['metrics']
+    if name in found[1]['metrics']
+    and name not in queries[0].values
+    and all_shared
+  ]
+  for name in names:
+    if name not in shared + whole:
+      raise unknown_name('--metric', name, shared + whole)
+  classes = np.unique(
+    [queries[0].classes[place] for place in places[0]], return_inverse=True
+  )
+  warnings = _differences([part['protocol'] for part in found], shared + whole)
+  if not all_shared:
+    left_out = [len(q.names) - len(places[0]) for q in queries]
+    warnings.append(
+      f'{left_out[0]:,} queries of A and {left_out[1]:,} of B are not in the '
+      'other and were left out'
+    )
+  return RunComparison(
+    workdirs,
+    tuple(result['step'] for result in results),
+    set_name,
+    by_class,
+    level,
+    len(classes[0]),
+    {
+      name: uncertainty.compare(
+        *(q.values[name][p] for q, p in zip(queries, places, strict=True)),
+        classes[1] if by_class else None,
+        level=level,
+        seed=seed,
+      )
+      for name in names or shared
+      if name in shared
+    },
+    {
+      name: tuple(part['metrics'][name] for part in found)
+      for name in names or whole
+      if name in whole
+    },
+    warnings,
+  )
+
+
+def _read_results(workdir: str) -> dict[str, Any]:
+  path = os.path.join(workdir, per_query.RESULTS_FILE)
+  if not os.path.isfile(path):
+    raise InputError(
+      f'{workdir} is not the workdir of a run with results: it has no '
+      f'{per_query.RESULTS_FILE}; give a folder that training has finished in'
+    )
+  try:
+    with open(path, encoding='utf-8') as file:
+      results = json.load(file)
+    results['evaluations'], results['step']
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise InputError(
+      f'{path} is no results file ({error!r}): measure the run again with '
+      '--mode=evaluate'
+    ) from error
+  return results
+
+
+def _choose_set(workdirs, results, set_name):
+  known = [list(result['evaluations']) for result in results]
+  if set_name is None:
+    set_name = (
+      'test' if 'test' in known[0] or len(known[0]) > 1 else known[0][0]
+    )
+  for workdir, names in zip(workdirs, known, strict=True):
+    if set_name not in names:
+      raise InputError(
+        f'--set={set_name} was not measured in {workdir}; allowed is one of '
+        f'{", ".join(names)}'
+      )
+  return set_name
+
+
+def _match(workdirs, queries, shared_only):
+  """Returns where the shared queries stand in both, and if that is all."""
+  place = [{name: i for i, name in enumerate(q.names)} for q in queries]
+  shared = [name for name in queries[0].names if name in place[1]]
+  sizes = [len(q.names) for q in queries]
+  all_shared = len(shared) == sizes[0] == sizes[1]
+  if not shared or not (all_shared or shared_only):
+    cure = (
+      f'add --shared_only to compare on these {len(shared):,}'
+      if shared
+      else 'measure both on the same data'
+    )
+    raise InputError(
+      f'{workdirs[0]} has {sizes[0]:,} queries and {workdirs[1]} {sizes[1]:,}, '
+      f'of which {len(shared):,} are the same; allowed are runs on the same '
+      f'queries: {cure}'
+    )
+  for name in shared:
+    classes = [q.classes[p[name]] for q, p in zip(queries, place, strict=True)]
+    if classes[0] != classes[1]:
+      raise InputError(
+        f'query {name!r} is of class {classes[0]!r} in {workdirs[0]} and of '
+        f'{classes[1]!r} in {workdirs[1]}; allowed are the same queries: '
+        'measure both on the same data'
+      )
+  return [np.array([p[name] for name in shared]) for p in place], all_shared
+
+
+def _differences(protocols, names):
+  warnings = [
+    f'the {words} differ: {protocols[0].get(key)} in A, '
+    f'{protocols[1].get(key)} in B'
+    for key, words in _PROTOCOL.items()
+    if protocols[0].get(key) != protocols[1].get(key)
+  ]
+  definitions = [protocol.get('definitions', {}) for protocol in protocols]
+  return warnings + [
+    f'{name} is not defined alike: "{definitions[0].get(name)}" in A, '
+    f'"{definitions[1].get(name)}" in B'
+    for name in names
+    if definitions[0].get(name) != definitions[1].get(name)
+  ]
+
+
+def table(found: RunComparison) -> str:
+  """Returns the comparison as a table for the terminal, and in sentences."""
+  width = max(map(len, [*found.rows, *found.whole]))
+  lines = [
+    f'{found.set_name}: {_count(found)}',
+    *(
+      f'  {letter}  {workdir}  (step {step:,})'
+      for letter, workdir, step in zip(
+        'AB', found.workdirs, found.steps, strict=True
+      )
+    ),
+    '',
+    f'  {"":<{width}}       A       B    B - A  '
+    f'{f"{found.percent} interval":>18}       p  better/worse',
+  ]
+  for name, row in found.rows.items():
+    low, high = row.interval
+    verdict = 'noise?' if found.is_noise(name) else '?'
+    if row.difference == 0:
+      verdict = 'equal'
+    elif not found.is_noise(name):
+      verdict = 'B better' if row.difference > 0 else 'A better'
+    lines.append(
+      f'  {name:<{width}}  {row.mean_a:.4f}  {row.mean_b:.4f}  '
+      f'{row.difference:+.4f}  {low:+.4f} to {high:+.4f}  {row.p_value:.4f}  '
+      f'{row.num_better:,}/{row.num_worse:,}  {verdict}'
+    )
+  for name, (a, b) in found.whole.items():
+    lines.append(
+      f'  {name:<{width}}  {a:.4f}  {b:.4f}  {b - a:+.4f}  of the whole set, '
+      'without an interval'
+    )
+  lines += ['', *(f'warning: {sentence}' for sentence in found.warnings)]
+  if found.rows:
+    lines.append(found.sentence(next(iter(found.rows))))
+  lines.append(
+    'Another seed of the training is not in these intervals: compare several '
+    'runs of each for that.'
+  )
+  return '\n'.join(lines)
+
+
+def _count(found):
+  row = next(iter(found.rows.values()), None)
+  counted = '' if row is None else f'{row.num_queries:,} queries with a match, '
+  drawn = 'classes' if found.by_class else 'queries'
+  return f'{counted}{found.num_classes:,} classes; {drawn} resampled'
+
+
+def to_json(found: RunComparison) -> str:
+  """Returns the comparison as one JSON object."""
+  content = {
+    'a': {'workdir': found.workdirs[0], 'step': found.steps[0]},
+    'b': {'workdir': found.workdirs[1], 'step': found.steps[1]},
+    'set': found.set_name,
+    'resampled': 'classes' if found.by_class else 'queries',
+    'level': found.level,
+    'num_classes': found.num_classes,
+    'metrics': {
+      name: row._asdict()
+      | {'interval': list(row.interval), 'is_noise': found.is_noise(name)}
+      | {'sentence': found.sentence(name)}
+      for name, row in found.rows.items()
+    },
+    'metrics_of_the_set': {
+      name: {'value_a': a, 'value_b': b, 'difference': b - a}
+      for name, (a, b) in found.whole.items()
+    },
+    'warnings': found.warnings,
+  }
+  return json.dumps(content, indent=2)

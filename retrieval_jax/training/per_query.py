@@ -1,0 +1,119 @@
+"""What a run keeps of each query, so that two runs can be compared.
+
+One file beside `results.json`, with the values of every query under every
+metric that is a mean over queries, and what a query is: a name that does not
+depend on where the data lie, and its class.
+"""
+
+import collections
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from retrieval_jax.core.errors import InputError
+
+FILE = 'per_query.npz'
+RESULTS_FILE = 'results.json'
+
+
+class QueryValues(NamedTuple):
+  """The queries of a set.
+
+  Attributes:
+    names: [Q] what a query is known by, each once.
+    classes: [Q] the name of its class, or of its label set.
+    values: metric -> [Q] float64, NaN for lone queries.
+  """
+
+  names: list[str]
+  classes: list[str]
+  values: dict[str, np.ndarray]
+
+
+def unique_names(names: Iterable[str]) -> list[str]:
+  """Returns names in which later copies are numbered.
+
+  Example:
+    >>> unique_names(['a.png', 'b.png', 'a.png'])
+    ['a.png', 'b.png', 'a.png #2']
+  """
+  seen, unique = collections.Counter(), []
+  for name in names:
+    seen[name] += 1
+    unique.append(name if seen[name] == 1 else f'{name} #{seen[name]}')
+  return unique
+
+
+def to_bytes(sets: Mapping[str, QueryValues]) -> bytes:
+  """Returns the content of the file, of the queries of each set."""
+  arrays = {}
+  for name, queries in sets.items():
+    arrays[f'{name}/names'] = _pack(queries.names)
+    arrays[f'{name}/classes'] = _pack(queries.classes)
+    for metric, values in queries.values.items():
+      arrays[f'{name}/values/{metric}'] = values
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, **arrays)
+  return buffer.getvalue()
+
+
+def checksum(content: bytes) -> str:
+  """Returns what `results.json` knows the file by."""
+  return hashlib.sha256(content).hexdigest()
+
+
+def read(workdir: str, set_name: str, expected: str | None) -> QueryValues:
+  """Reads the queries of a set of a run.
+
+  Args:
+    workdir: of the run.
+    set_name: that was measured.
+    expected: the checksum in `results.json`.
+
+  Raises:
+    InputError: if the file is missing, or not the one of these results.
+  """
+  path = os.path.join(workdir, FILE)
+  cure = 'measure the run again with --mode=evaluate'
+  try:
+    with open(path, 'rb') as file:
+      content = file.read()
+  except OSError as error:
+    raise InputError(
+      f'{path} cannot be read ({error.strerror}); it holds the values of each '
+      f'query: {cure}'
+    ) from error
+  if checksum(content) != expected:
+    raise InputError(
+      f'{path} is damaged, or of other results than the results.json beside '
+      f'it: {cure}'
+    )
+  try:
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+      prefix = f'{set_name}/values/'
+      return QueryValues(
+        _unpack(arrays[f'{set_name}/names']),
+        _unpack(arrays[f'{set_name}/classes']),
+        {
+          key.removeprefix(prefix): arrays[key]
+          for key in arrays.files
+          if key.startswith(prefix)
+        },
+      )
+  except (zipfile.BadZipFile, ValueError, KeyError) as error:
+    raise InputError(f'{path} cannot be read ({error}): {cure}') from error
+
+
+def _pack(strings):
+  # As ASCII: file names may hold bytes that are no UTF-8.
+  return np.frombuffer(json.dumps(strings).encode('ascii'), np.uint8)
+
+
+def _unpack(array):
+  return json.loads(array.tobytes())

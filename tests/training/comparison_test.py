@@ -1,0 +1,184 @@
+"""Runs that are compared: matched, refused, told apart from noise."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from retrieval_jax import compare
+from retrieval_jax.core.errors import InputError
+from retrieval_jax.metrics import uncertainty
+from retrieval_jax.training import comparison, loop, per_query
+
+
+def _write_run(folder, values, *, names=None, classes=None, **evaluation):
+  """A workdir as `write_results` leaves it, with given values per query."""
+  size = len(values)
+  names = names or [f'{i}.png' for i in range(size)]
+  classes = classes or [f'class {i // 4}' for i in range(size)]
+  queries = per_query.QueryValues(names, classes, {'precision_at_1': values})
+  content = per_query.to_bytes({'test': queries})
+  protocol = {'similarity': 'cosine', 'gallery_size': 50}
+  evaluation = {
+    'metrics': {'precision_at_1': float(np.nanmean(values)), 'auroc': 0.9},
+    'protocol': protocol,
+  } | evaluation
+  results = {
+    'step': 7,
+    'per_query': per_query.checksum(content),
+    'evaluations': {'test': evaluation},
+  }
+  folder.mkdir()
+  (folder / 'per_query.npz').write_bytes(content)
+  (folder / 'results.json').write_text(json.dumps(results))
+  return str(folder)
+
+
+def _values(share, seed=0, size=200):
+  rng = np.random.default_rng(seed)
+  return (rng.random(size) < share).astype(float)
+
+
+def test_queries_are_matched_by_name(tmp_path):
+  a, b = _values(0.5), _values(0.9, seed=1)
+  order = np.random.default_rng(2).permutation(len(a))
+  run_a = _write_run(tmp_path / 'a', a)
+  run_b = _write_run(
+    tmp_path / 'b',
+    b[order],
+    names=[f'{i}.png' for i in order],
+    classes=[f'class {i // 4}' for i in order],
+  )
+  found = comparison.compare_runs(run_a, run_b)
+  assert found.rows['precision_at_1'] == uncertainty.compare(a, b)
+  assert found.whole == {'auroc': (0.9, 0.9)}
+  assert not found.is_noise('precision_at_1')
+  assert found.sentence('precision_at_1').startswith('B is better than A')
+  table = comparison.table(found)
+  assert 'B better' in table
+  assert '200 queries with a match, 50 classes' in table
+  turned = comparison.compare_runs(run_b, run_a)
+  assert turned.sentence('precision_at_1').startswith('A is better than B')
+  by_class = comparison.compare_runs(run_a, run_b, by_class=True)
+  classes = [f'class {i // 4}' for i in range(200)]
+  assert by_class.rows['precision_at_1'] == uncertainty.compare(a, b, classes)
+
+
+def test_noise_is_called_noise(tmp_path):
+  run_a = _write_run(tmp_path / 'a', _values(0.8))
+  run_b = _write_run(tmp_path / 'b', _values(0.8, seed=1))
+  found = comparison.compare_runs(run_a, run_b)
+  assert found.is_noise('precision_at_1')
+  assert 'may be noise' in comparison.table(found)
+  same = comparison.compare_runs(run_a, run_a)
+  assert same.rows['precision_at_1'].p_value == 1
+  assert 'have the same precision_at_1' in comparison.table(same)
+
+
+def test_json_says_the_same(tmp_path, capsys):
+  run_a = _write_run(tmp_path / 'a', _values(0.5))
+  run_b = _write_run(tmp_path / 'b', _values(0.9, seed=1))
+  assert compare.main([run_a, run_b, '--json', '--metric=precision_at_1']) == 0
+  found = json.loads(capsys.readouterr().out)
+  row = found['metrics']['precision_at_1']
+  assert row['difference'] == pytest.approx(row['mean_b'] - row['mean_a'])
+  assert row['interval'][0] < row['difference'] < row['interval'][1]
+  assert row['is_noise'] is False
+  assert found['metrics_of_the_set'] == {}
+  assert (found['a']['step'], found['set']) == (7, 'test')
+
+
+def test_other_queries_are_refused_and_shared_ones_compared(tmp_path):
+  a, b = _values(0.5), _values(0.9, seed=1)
+  run_a = _write_run(tmp_path / 'a', a)
+  run_b = _write_run(tmp_path / 'b', b[:150])
+  with pytest.raises(InputError, match='150 are the same.*--shared_only'):
+    comparison.compare_runs(run_a, run_b)
+  found = comparison.compare_runs(run_a, run_b, shared_only=True)
+  assert found.rows['precision_at_1'] == uncertainty.compare(a[:150], b[:150])
+  assert found.whole == {}
+  assert '50 queries of A and 0 of B' in comparison.table(found)
+  names = [f'other {i}' for i in range(200)]
+  run_c = _write_run(tmp_path / 'c', b, names=names)
+  with pytest.raises(InputError, match='0 are the same.*on the same data'):
+    comparison.compare_runs(run_a, run_c, shared_only=True)
+  run_d = _write_run(tmp_path / 'd', b, classes=['one'] * 200)
+  with pytest.raises(InputError, match="'0.png' is of class 'class 0'"):
+    comparison.compare_runs(run_a, run_d)
+
+
+def test_what_else_differs_is_said(tmp_path):
+  run_a = _write_run(tmp_path / 'a', _values(0.5))
+  protocol = {'similarity': 'cosine', 'gallery_size': 99}
+  run_b = _write_run(tmp_path / 'b', _values(0.5), protocol=protocol)
+  found = comparison.compare_runs(run_a, run_b)
+  assert found.warnings == [
+    'the numbers of gallery images differ: 50 in A, 99 in B'
+  ]
+
+
+def test_names_that_come_twice_stay_apart(tmp_path):
+  names = ['é\udcff\n.png', 'b', 'b', 'b']
+  unique = per_query.unique_names(names)
+  assert len(set(unique)) == 4
+  run = _write_run(tmp_path / 'a', np.arange(4.0), names=unique)
+  results = json.loads((tmp_path / 'a' / 'results.json').read_text())
+  read = per_query.read(run, 'test', results['per_query'])
+  assert read.names == unique
+  np.testing.assert_array_equal(read.values['precision_at_1'], np.arange(4.0))
+
+
+def _break_values(run):
+  content = bytearray((run / 'per_query.npz').read_bytes())
+  content[len(content) // 2] ^= 255
+  (run / 'per_query.npz').write_bytes(content)
+
+
+@pytest.mark.parametrize(
+  'spoil, flags, words',
+  [
+    (None, ['--metric=auprc'], "did you mean 'auroc'"),
+    (None, ['--set=validation'], 'allowed is one of test'),
+    (None, ['--levl=0.9'], "did you mean '--level'"),
+    (None, ['--level=95'], 'level is 95'),
+    (None, ['--over=images'], 'invalid choice'),
+    (None, ['third'], "'third'"),
+    (_break_values, [], 'is damaged'),
+    (lambda run: os.remove(run / 'per_query.npz'), [], '--mode=evaluate'),
+    (lambda run: os.remove(run / 'results.json'), [], 'is not the workdir'),
+    (lambda run: (run / 'results.json').write_text('{'), [], 'no results file'),
+  ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+  tmp_path, capsys, spoil, flags, words
+):
+  run_a = _write_run(tmp_path / 'a', _values(0.5))
+  run_b = _write_run(tmp_path / 'b', _values(0.9))
+  if spoil:
+    spoil(tmp_path / 'b')
+  assert compare.main([run_a, run_b, *flags]) == 2
+  error = capsys.readouterr().err
+  assert words in error
+  assert error.count('\n') == 1
+
+
+def test_a_run_that_was_trained_is_compared(make_config, tmp_path, capsys):
+  names = ('precision_at_1', 'auroc', 'effective_rank', 'uniformity')
+  config = make_config('circle', num_train_steps=2, eval_every_steps=1)
+  config.eval.metrics = names
+  loop.train_and_evaluate(config, str(tmp_path / 'a'))
+  results = json.loads((tmp_path / 'a' / 'results.json').read_text())
+  test = results['evaluations']['test']
+  assert set(test['metrics']) == set(names)
+  assert set(test['intervals']) == {'precision_at_1'}
+  low, high = test['intervals']['precision_at_1']
+  assert low <= test['metrics']['precision_at_1'] <= high
+  page = (tmp_path / 'a' / 'report.html').read_text()
+  assert 'effective_rank on the test set' in page
+  assert not list((tmp_path / 'a').glob('*.tmp'))
+  capsys.readouterr()
+  assert compare.main([str(tmp_path / 'a')] * 2) == 0
+  table = capsys.readouterr().out
+  assert '40 queries with a match, 10 classes' in table
+  assert 'effective_rank' in table
