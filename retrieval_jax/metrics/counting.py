@@ -14,8 +14,9 @@ counters give the same numbers:
   query, in vector registers, on any device. Where the queries are the gallery
   it needs only half of the similarities: s_ij is counted for query i, and for
   query j;
-- `count_by_sorting` sorts similarities and thresholds together on the host,
-  O(N log N) a query: the faster on a CPU for large classes.
+- `count_by_sorting` sorts the similarities of the negatives on the host and
+  looks the thresholds up in them, O((N + R) log N) a query: the faster on a CPU
+  for large classes.
 """
 
 import collections
@@ -33,11 +34,11 @@ from retrieval_jax.core import tiles
 from retrieval_jax.metrics import ranks
 
 SORTED_COLUMNS = 16384  # At most about so many are sorted at a time.
-ABSENT = np.iinfo(np.int32).max
-
+_LARGEST = np.iinfo(np.int32).max
 # Compared at a time on a CPU (measured with AVX2).
 _CHUNK = 16
 _CHUNK_OF_COLUMNS = 8
+_MOST_THRESHOLDS = 64  # Whose counts stay in registers.
 MOST_AHEAD = 3  # Counts that are under way.
 
 
@@ -171,7 +172,11 @@ def _counts(gallery, block, thresholds, counts, column_counts):
 @jax.jit
 def _thresholds(own):
   """Returns [B, 2 K]: what is strictly above each positive; what is as high."""
-  positives = own[:, :-1]
+  return _thresholds_of_positives(own[:, :-1])
+
+
+@jax.jit
+def _thresholds_of_positives(positives):
   present = positives > -jnp.inf
   multiples = ranks.multiples(jnp.where(present, positives, 0))
   both = jnp.concatenate([multiples + 1, multiples], axis=1)
@@ -263,6 +268,12 @@ def count_reached(
   if chunk is None:
     reached = similarities[:, :, None] >= thresholds[:, None, :]
     return jnp.sum(reached, axis=1, dtype=jnp.int32)
+  if thresholds.shape[1] > _MOST_THRESHOLDS:
+    parts = [
+      count_reached(similarities, thresholds[:, part], chunk)
+      for part in tiles.blocks(thresholds.shape[1], _MOST_THRESHOLDS)
+    ]
+    return jnp.concatenate(parts, axis=1)
 
   def count_row(row):
     of_row, row_thresholds = row
@@ -326,65 +337,50 @@ def count_by_sorting(gallery: tiles.Tiles, block: Block) -> Counts:
     gallery: the tiles, with one column: the class.
     block: of queries.
   """
-  # The two lowest bits tell a similarity (0) from what it is compared with: the
-  # multiple of a positive, after (2) and before (3) the similarities in it.
-  positives = np.asarray(_own_multiples(block.own))
-  present = positives != ABSENT
-  after = np.where(present, 4 * positives + 2, ABSENT - 1)
-  before = np.where(present, 4 * positives - 1, ABSENT)
-  thresholds = np.concatenate([after, before], axis=1)
-  at_once = max(1, SORTED_COLUMNS // gallery.tile_rows)
-  sorted_columns = min(at_once, len(gallery)) * gallery.tile_rows
-  keys = np.empty(
-    (len(thresholds), sorted_columns + thresholds.shape[1]), np.int32
-  )
+  # The worst positive first, after what is absent.
+  positives = np.sort(np.asarray(block.own)[:, :-1], axis=1)
+  thresholds = _to_ints(np.asarray(_thresholds_of_positives(positives)))
+  above, least = np.split(thresholds, 2, axis=1)
   counts = np.zeros((2, *positives.shape), np.int32)
+  at_once = max(1, SORTED_COLUMNS // gallery.tile_rows)
   for some in tiles.blocks(len(gallery), at_once):
-    num_columns = 0
+    keys = []
     for index in range(some.start, some.stop):
       tile_rows, (gallery_class,) = gallery[index]
-      of_tile = _keys(
-        ranks.similarities(block.rows, tile_rows),
-        block.query_class,
-        gallery_class,
-      )
-      keys[:, num_columns : num_columns + gallery.tile_rows] = of_tile
-      num_columns += gallery.tile_rows
-    keys[:, num_columns : num_columns + thresholds.shape[1]] = thresholds
-    counts += _count_sorted(
-      keys[:, : num_columns + thresholds.shape[1]], num_columns
-    )
-  # The worst positive is first, and what is absent last.
-  present = np.arange(present.shape[1]) >= (~present).sum(axis=1)[:, None]
-  return Counts(*counts[:, :, ::-1], present)
+      similarities = ranks.similarities(block.rows, tile_rows)
+      keys.append(_keys(similarities, block.query_class, gallery_class))
+    keys = [np.asarray(of_tile) for of_tile in keys]
+    row = np.empty(len(keys) * gallery.tile_rows + 1, np.int32)
+    for i in range(len(positives)):  # The row stays in the cache.
+      np.concatenate([of_tile[i] for of_tile in keys], out=row[:-1])
+      counts[:, i] += _count_in_row(row, above[i], least[i])
+  return Counts(*counts[:, :, ::-1], positives[:, ::-1] > -np.inf)
 
 
-def _count_sorted(keys, num_columns):
-  """Sorts keys [B, W] in place; returns (above, reached) [B, K]."""
-  num_thresholds = keys.shape[1] - num_columns
-  found = np.empty((2, len(keys), num_thresholds // 2), np.int32)
-  left = num_columns + np.arange(num_thresholds)
-  for i, row in enumerate(keys):  # Each stays in the cache.
-    row.sort()
-    kinds = row & 3
-    places = np.flatnonzero(kinds)
-    higher = left - places
-    is_after = kinds[places] == 2
-    found[0, i], found[1, i] = higher[is_after], higher[~is_after]
-  return found
+def _count_in_row(row, above, least):
+  """Returns how many of row[:-1], which it sorts, reach what, [2, K]."""
+  row[-1] = _LARGEST  # Something is found behind all.
+  negatives = row[:-1]
+  negatives.sort()
+  first = negatives.searchsorted(least)
+  reached = len(negatives) - first
+  tied = row.take(first, mode='clip') < above
+  if not tied.any():
+    return reached, reached
+  strictly = reached.copy()
+  strictly[tied] = len(negatives) - negatives.searchsorted(above[tied])
+  return strictly, reached
 
 
-@jax.jit
-def _own_multiples(own):
-  positives = own[:, :-1]
-  present = positives > -jnp.inf
-  multiples = ranks.multiples(jnp.where(present, positives, 0))
-  return jnp.where(present, multiples, ABSENT)
+def _to_ints(x):
+  """Returns int32 that are ordered as the float32 are; they sort faster."""
+  bits = x.view(np.int32)
+  return bits ^ ((bits >> 31) & _LARGEST)
 
 
 @jax.jit
 def _keys(similarities, query_class, gallery_class):
-  """Returns four times the multiples of negatives, the least key for others."""
+  """Returns `_to_ints` of negatives, the least key for all else."""
   negative = query_class[:, None] != gallery_class[None, :]
   negative &= (gallery_class >= 0)[None, :]  # Not the padding.
-  return jnp.where(negative, 4 * ranks.multiples(similarities), -ABSENT - 1)
+  return jnp.where(negative, _to_ints(similarities), -_LARGEST - 1)

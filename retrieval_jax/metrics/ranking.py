@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent import futures
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from retrieval_jax.core import row_files, tiles
@@ -143,6 +144,7 @@ class _Ranking:
     self._classes = classes
     self._query_rows, self._gallery_rows = query_rows, gallery_rows
     self._gallery, self._budget = gallery, budget
+    self._last_members = None, None
 
   def split(self, counter):
     """Returns the queries to compare and those to sort."""
@@ -216,9 +218,9 @@ class _Ranking:
     width = _width(int(self._classes.num_positives[queries].max()))
     columns = max(gallery.tile_rows, counting.SORTED_COLUMNS)
     columns = min(columns, gallery.tile_rows * len(gallery))
-    # Similarities and keys of a tile; keys to sort, and what each is; what
-    # stands above the positives, and their ranks.
-    row_bytes = 16 * gallery.tile_rows + 8 * columns + 176 * width
+    # Similarities under way and keys; thresholds, what stands above the
+    # positives, and their ranks.
+    row_bytes = 8 * (columns + gallery.tile_rows) + 176 * width
     smallest = tiles.MIN_BLOCK_ROWS * row_bytes
     self._check_budget(smallest, width)
     threads = max(1, min(self._num_threads(), self._budget // smallest))
@@ -297,24 +299,32 @@ class _Ranking:
     places += (own_place >= 0)[:, None] & (places >= own_place[:, None])
     places[nth >= num_positives[:, None]] = -1
     places = np.concatenate([places, own_place[:, None]], axis=1)
-    own_columns = np.full((block_rows, width + 1), -1)
+    own_columns = np.full((block_rows, width + 1), -1, np.int32)
     own_columns[which] = np.where(places >= 0, places - start, -1)
 
     rows, (query_class,) = gallery.put_queries(
       self._query_rows[picked], (classes.of_queries[picked],), block_rows
     )
-    own = np.full(own_columns.shape, -np.inf, np.float32)
-    own, own_columns = gallery.put((own, own_columns.astype(np.int32)))
+    own_columns = gallery.put(own_columns)
+    own = jnp.full_like(own_columns, -np.inf, np.float32)
     # Through the same matrix product as all others, so that equal rows tie.
     rows_of_tile = gallery.tile_rows // len(gallery.devices)
     for begin in range(start, stop, rows_of_tile):
-      members = classes.order[begin : min(begin + rows_of_tile, stop)]
-      tile_rows = gallery.put_whole_tile(self._gallery_rows[members])
+      tile_rows = self._members(begin, min(begin + rows_of_tile, stop))
       own = counting.take_own(
         ranks.similarities(rows, tile_rows), own_columns, begin - start, own
       )
     block = counting.Block(rows, own, query_class, tile, columns)
     return (ranked, which), block
+
+  def _members(self, start, stop):
+    """Returns a tile of the gallery rows by class; blocks often share one."""
+    place, tile_rows = self._last_members
+    if place != (start, stop):
+      members = self._classes.order[start:stop]
+      tile_rows = self._gallery.put_whole_tile(self._gallery_rows[members])
+      self._last_members = (start, stop), tile_rows
+    return tile_rows
 
   def _compare_group(self, prepared):
     gallery = self._gallery
@@ -331,7 +341,7 @@ class _Ranking:
       counts = tiles.gather_from_processes(counts).sum(axis=0)
     counts, present = counts[:, which], present[which]
     if not is_sorted:  # Best first; both ascend alike.
-      counts = np.sort(np.where(present, counts, counting.ABSENT), axis=-1)
+      counts = np.sort(np.where(present, counts, ranks.LAST_KEY), axis=-1)
       present = np.sort(~present, axis=-1) == 0
     num_positives = self._classes.num_positives[ranked]
     above, reached = np.take(
