@@ -89,8 +89,8 @@ def top_k(
     1 <= oversampling < math.inf
   ):
     raise InputError(
-      f'oversampling is {oversampling!r}; allowed is a number from 1: 4 finds '
-      'nearly all'
+      f'oversampling is {oversampling!r}; allowed is a number from 1: leave it '
+      'out for the default'
     )
   wanted = int(k)
   if first_pass is not None:
