@@ -131,11 +131,13 @@ def evaluate_retrieval(
   categories=None,
   ignored: Ignored | None = None,
   memory_budget_mb: float = 128,
+  curves: bool = False,
 ) -> RetrievalResult:
   """Returns retrieval metrics with ranges, protocol and values per query.
 
   The arguments and errors are those of `retrieval_metrics`. Warnings are left
-  in the protocol, for the caller to log.
+  in the protocol, for the caller to log. With `curves` the result also has the
+  CMC and precision against recall.
 
   Example:
     Four equal embeddings: everything ties, so nothing is decided.
@@ -187,6 +189,7 @@ def evaluate_retrieval(
     ignored=ignored,
     self_excluded=self_excluded,
     budget=budget,
+    curves=curves,
   )
   task = pairs.Task(
     queries,
@@ -265,6 +268,7 @@ def _evaluate(
   metrics: Iterable[str],
   self_excluded: bool,
   budget: int,
+  curves: bool = False,
   grades: np.ndarray | None = None,
   categories: np.ndarray | None = None,
   ignored: Ignored | None = None,
@@ -303,6 +307,7 @@ def _evaluate(
     names,
     num_queries=len(queries),
     num_candidates=len(gallery) - self_excluded,
+    curves=curves,
     groups=groups,
     protocol=results.describe_search(
       queries,
