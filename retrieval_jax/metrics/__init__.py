@@ -8,6 +8,7 @@ docs/verification.md.
 """
 
 from retrieval_jax.metrics.averages import GroupMeans
+from retrieval_jax.metrics.curves import Curve, RankingCurves
 from retrieval_jax.metrics.definitions import (
   METRICS,
   METRICS_AT_K,
@@ -30,17 +31,21 @@ from retrieval_jax.metrics.retrieval import (
   retrieval_metrics,
 )
 from retrieval_jax.metrics.set_metrics import SET_METRICS, bounds, goodness
+from retrieval_jax.metrics.verification import Verification
 
 __all__ = [
   'DEFAULT_METRICS',
   'METRICS',
   'METRICS_AT_K',
+  'Curve',
   'GroupMeans',
   'Ignored',
   'ListResult',
   'Metric',
+  'RankingCurves',
   'RetrievalResult',
   'SET_METRICS',
+  'Verification',
   'bounds',
   'check_metrics',
   'evaluate_listed',

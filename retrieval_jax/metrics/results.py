@@ -11,6 +11,7 @@ from retrieval_jax.core import tiles
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.metrics import averages, definitions, verification
 from retrieval_jax.metrics.averages import GroupMeans, Groups
+from retrieval_jax.metrics.curves import CurveSums, RankingCurves
 from retrieval_jax.metrics.ignored import Ignored
 from retrieval_jax.metrics.ranks import RESOLUTION, Ranks
 
@@ -40,6 +41,7 @@ class RetrievalResult:
     per_query_ranges: name -> ([Q], [Q]) float64, the lowest and the highest.
     groups: 'class' and 'category' -> which queries are in which, if known.
     pairs: what all pairs say, if a metric of the whole set needed them.
+    curves: CMC and precision against recall, if asked for.
   """
 
   metrics: dict[str, float]
@@ -51,6 +53,7 @@ class RetrievalResult:
   )
   groups: Mapping[str, Groups] = dataclasses.field(default_factory=dict)
   pairs: verification.Verification | None = None
+  curves: RankingCurves | None = None
 
   def group_means(self, name: str, over: str = 'class') -> GroupMeans:
     """Returns a metric by class or by category.
@@ -91,6 +94,7 @@ def summarize(
   groups: Mapping[str, Groups],
   protocol: Mapping[str, Any],
   no_positive: str,
+  curves: bool = False,
 ) -> RetrievalResult:
   """Computes the metrics of all queries.
 
@@ -102,6 +106,7 @@ def summarize(
     groups: that the queries are in.
     protocol: what the ranks were found by; `num_zero_embeddings` is read.
     no_positive: the message if no query has a positive.
+    curves: whether the result has them.
 
   Raises:
     InputError: if no query has a positive, or groups are asked for that are not
@@ -116,7 +121,10 @@ def summarize(
     {base: np.full(num_queries, np.nan) for base in rows} for _ in range(3)
   )
   num_ranked, tie_sum = 0, 0.0
+  curve_sums = CurveSums() if curves else None
   for block in blocks:
+    if curve_sums is not None:
+      curve_sums.add(block)
     for base, values in definitions.evaluate(block, rows).items():
       expected[base][block.queries] = values.expected
       lowest[base][block.queries] = values.lowest
@@ -163,6 +171,7 @@ def summarize(
       name: (lowest[base], highest[base]) for name, (_, base) in split.items()
     },
     groups=groups,
+    curves=None if curve_sums is None else curve_sums.curves(),
   )
 
 

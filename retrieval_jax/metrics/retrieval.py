@@ -139,11 +139,13 @@ def evaluate_retrieval(
   ignored: Ignored | None = None,
   memory_budget_mb: float = 128,
   all_processes: bool = False,
+  curves: bool = False,
 ) -> RetrievalResult:
   """Returns retrieval metrics with ranges, protocol and values per query.
 
   The arguments and errors are those of `retrieval_metrics`. Warnings are left
-  in the protocol, for the caller to log.
+  in the protocol, for the caller to log. With `curves` the result also has the
+  CMC and precision against recall.
 
   Example:
     Four equal embeddings: everything ties, so nothing is decided.
@@ -198,6 +200,7 @@ def evaluate_retrieval(
     process=(
       (jax.process_index(), jax.process_count()) if all_processes else (0, 1)
     ),
+    curves=curves,
   )
   task = pairs.Task(
     queries,
@@ -277,6 +280,7 @@ def _evaluate(
   self_excluded: bool,
   budget: int,
   process: tuple[int, int] = (0, 1),
+  curves: bool = False,
   grades: np.ndarray | None = None,
   categories: np.ndarray | None = None,
   ignored: Ignored | None = None,
@@ -316,6 +320,7 @@ def _evaluate(
     names,
     num_queries=len(queries),
     num_candidates=len(gallery) - self_excluded,
+    curves=curves,
     groups=groups,
     protocol=results.describe_search(
       queries,

@@ -116,8 +116,17 @@ class Evaluator:
     replicated_state: state_lib.TrainState,
     group: data.EvaluationSet,
     name: str = 'test',
+    *,
+    curves: bool = False,
   ) -> Evaluation:
-    """Measures a state on all queries and the whole gallery of a set."""
+    """Measures a state on all queries and the whole gallery of a set.
+
+    Args:
+      replicated_state: whose embedder is measured.
+      group: the set.
+      name: how messages call it.
+      curves: whether the result has curves over the rankings.
+    """
     variables = _variables(replicated_state)
     query_rows, can_ask = self.embed(variables, group.query, name)
     gallery_rows, can_be_found = query_rows, can_ask
@@ -144,6 +153,7 @@ class Evaluator:
       ignored=_ignored(self._config.ignore, group),
       memory_budget_mb=self._config.memory_budget_mb,
       all_processes=True,
+      curves=curves,
     )
     if unreadable:
       result.protocol['num_unreadable_images'] = unreadable

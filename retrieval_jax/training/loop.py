@@ -244,7 +244,9 @@ def evaluate(
       )
     selection, state = _selected(experiment, checkpoints)
   replicated_state = experiment.replicate(state)
-  found = _measure(experiment, replicated_state, experiment.dataset.tests)
+  found = _measure(
+    experiment, replicated_state, experiment.dataset.tests, curves=True
+  )
   ablation = _ablate(experiment, replicated_state, found)
   if jax.process_index() == 0:
     # A model that is loaded embeds images as they were measured last.
@@ -259,10 +261,12 @@ def _measure(
   experiment: Experiment,
   replicated_state: state_lib.TrainState,
   groups: Mapping[str, data.EvaluationSet],
+  *,
+  curves: bool = False,
 ) -> dict[str, evaluation_lib.Evaluation]:
   """Measures a state on some sets, by their names."""
   return {
-    name: experiment.evaluate(replicated_state, group, name)
+    name: experiment.evaluate(replicated_state, group, name, curves=curves)
     for name, group in groups.items()
   }
 
@@ -399,7 +403,7 @@ def _train(
         return {}
   selection, state = _selected(experiment, checkpoints)
   replicated_state = experiment.replicate(state)
-  found = _measure(experiment, replicated_state, tests)
+  found = _measure(experiment, replicated_state, tests, curves=True)
   ablation = _ablate(experiment, replicated_state, found)
   if not validations and first_step < num_steps:
     reporter.evaluation(step, {k: e.result for k, e in found.items()})

@@ -148,7 +148,7 @@ def draw_curves(
   Returns:
     A PNG of 1,058 x 644 pixels.
   """
-  figure, axes = _new_axes(theme, width=4.6, height=2.8, dpi=230)
+  figure, axes = new_axes(theme, width=4.6, height=2.8, dpi=230)
   finite_values = [values[np.isfinite(values)] for _, values in curves]
   pooled = np.concatenate([*finite_values, np.zeros(0)])
   if pooled.size and pooled.min() > 0 and pooled.max() > 50 * np.median(pooled):
@@ -173,7 +173,7 @@ def draw_curves(
   axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
   axes.set_xlabel('step')
   axes.grid(color=theme.grid, linewidth=0.8)
-  return _to_png(figure)
+  return to_png(figure)
 
 
 def draw_map(
@@ -195,7 +195,7 @@ def draw_map(
   Returns:
     A PNG of 1,118 x 967 pixels.
   """
-  figure, axes = _new_axes(theme, width=5.2, height=4.5, dpi=215)
+  figure, axes = new_axes(theme, width=5.2, height=4.5, dpi=215)
   axes.scatter(*points.T, c=list(colors), s=7, alpha=0.7, linewidths=0)
   axes.scatter(*crosses.T, c=theme.strong, s=18, marker='x', linewidths=1.0)
   axes.set_aspect('equal', adjustable='datalim')
@@ -203,7 +203,7 @@ def draw_map(
   axes.set_yticks([])
   axes.set_xlabel(f'first axis, {explained[0]:.0%} of the variance')
   axes.set_ylabel(f'second axis, {explained[1]:.0%}')
-  return _to_png(figure)
+  return to_png(figure)
 
 
 def neighbor_sheet(
@@ -273,7 +273,7 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
   return (total[stop] - total[start]) / (stop - start)
 
 
-def _new_axes(
+def new_axes(
   theme: Theme, *, width: float, height: float, dpi: int
 ) -> tuple[Figure, Axes]:
   """Returns a figure and its axes in the colours of the theme."""
@@ -291,7 +291,7 @@ def _new_axes(
   return figure, axes
 
 
-def _to_png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
   """Returns the figure as a PNG with a palette, a third of the size."""
   canvas = FigureCanvasAgg(figure)
   canvas.draw()

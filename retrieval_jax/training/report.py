@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 
 from retrieval_jax import metrics
+from retrieval_jax.training import ablation as ablation_lib
 from retrieval_jax.training import (
   checkpoint,
   inspection,
   plots,
   report_page,
+  report_rankings,
 )
 
 _NUM_SAMPLES = 8
@@ -82,9 +84,7 @@ class ReportData:
   Attributes:
     title: the heading, such as the name of the run.
     config: nested dictionaries of plain values.
-    evaluation: has `metrics` {name: float}, `ranges` {name: (low, high)} over
-      the orders of ties, `protocol` {name: value} and `per_query` {name: [Q]
-      float, NaN for a lone query}.
+    evaluation: the metrics.
     history: rows in the order of their steps, each {'step': int} and any of
       'train/<loss>' and 'eval/<set>/<metric>'.
     query_embeddings: [Q, D] float.
@@ -101,12 +101,15 @@ class ReportData:
       it is of the query's class.
     selection: why the weights are these, in a sentence.
     watched: the set whose metrics are in the history.
+    pairs: what the similarities of pairs say, if that is known.
+    pairs_note: which pairs these are, if not all; or why there are none.
+    ablation: the ranked lists with and without post-processing; may be empty.
     versions: {package: version}.
   """
 
   title: str
   config: Mapping[str, Any]
-  evaluation: Any
+  evaluation: metrics.RetrievalResult
   history: Sequence[Mapping[str, float]]
   query_embeddings: np.ndarray
   gallery_embeddings: np.ndarray
@@ -120,6 +123,9 @@ class ReportData:
   relevant: np.ndarray | None = None
   selection: str = ''
   watched: str = 'test'
+  pairs: metrics.Verification | None = None
+  pairs_note: str = ''
+  ablation: Sequence[ablation_lib.Variant] = ()
   versions: Mapping[str, str] = dataclasses.field(
     default_factory=installed_versions
   )
@@ -162,6 +168,10 @@ def render_report(data: ReportData) -> str:
     f'{report_page.count(classes, "class", "classes")}',
     results=_results(data),
     training=_training(data),
+    curves=report_rankings.curves_section(
+      data.evaluation.curves, data.pairs, data.pairs_note
+    ),
+    ablation=report_rankings.ablation_section(data.ablation),
     neighbors=_neighbors(data),
     failures=_failures(data),
     confusions=_confusions(data),

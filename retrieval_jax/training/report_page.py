@@ -62,6 +62,8 @@ summary { cursor: pointer; font-weight: 550; }
   grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); }
 .curve h3 { margin: 0 0 .4rem; font-size: .95rem; font-weight: 550; }
 .curve img { width: 100%; }
+.told { margin: .35rem 0 0; font-size: .85rem; color: var(--soft); }
+.wide { overflow-x: auto; }
 .map img { width: 100%; max-width: 46rem; margin: 0 auto; }
 .map figcaption { margin-top: .75rem; }
 .legend { list-style: none; margin: .3rem 0 0; padding: 0; display: flex;
@@ -115,14 +117,16 @@ _BODY = """<header>
 <p>$summary</p>
 <nav aria-label="Sections">
 <a href="#results">Results</a> <a href="#training">Training</a>
-<a href="#neighbors">Neighbours</a> <a href="#failures">Failures</a>
-<a href="#confusions">Confusions</a> <a href="#map">Map</a>
+<a href="#curves">Rankings</a> <a href="#neighbors">Neighbours</a>
+<a href="#failures">Failures</a> <a href="#confusions">Confusions</a>
+<a href="#map">Map</a> <a href="#ablation">Post-processing</a>
 <a href="#details">Config</a>
 </nav>
 </header>
 <main>
 <section id="results"><h2>Results</h2>$results</section>
 <section id="training"><h2>Training</h2>$training</section>
+<section id="curves"><h2>Rankings and thresholds</h2>$curves</section>
 <section id="neighbors"><h2>Nearest gallery images</h2>
 <p>Some queries (left, seed 0) and what is most similar to them, with the
 similarity. Green and ✓: of the query's class. Red and ✗: of another.</p>
@@ -130,6 +134,7 @@ $neighbors</section>
 <section id="failures"><h2>Worst failures</h2>$failures</section>
 <section id="confusions"><h2>Most confused classes</h2>$confusions</section>
 <section id="map"><h2>Map of the embeddings</h2>$map</section>
+<section id="ablation"><h2>Post-processing</h2>$ablation</section>
 <section id="details"><h2>How it was made</h2>$details</section>
 </main>
 """

@@ -4,13 +4,14 @@ metrics, the pages, and the tables in the terminal."""
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 
 from retrieval_jax import data, neighbors
-from retrieval_jax.core import relations
-from retrieval_jax.metrics import averages, uncertainty
+from retrieval_jax.core import relations, tiles
+from retrieval_jax.core.errors import InputError
+from retrieval_jax.metrics import averages, pairs, uncertainty, verification
 from retrieval_jax.training import ablation as ablation_lib
 from retrieval_jax.training import (
   checkpoint,
@@ -23,6 +24,8 @@ from retrieval_jax.training import (
 from retrieval_jax.training import config as config_lib
 
 REPORT_FILE = 'report.html'
+# Rows of each side whose pairs the page shows, unless a metric has all pairs.
+_NUM_PAIRED = 3000
 
 
 class Selection(NamedTuple):
@@ -118,7 +121,13 @@ def write_results(
   for name, measured in found.items():
     path = os.path.join(workdir, report_file(name))
     pages[name] = _report_data(
-      workdir, config, dataset, name, measured, selection
+      workdir,
+      config,
+      dataset,
+      name,
+      measured,
+      selection,
+      ablation.get(name, ()),
     )
     report.write_report(path, pages[name])
     _write_projection(workdir, config, name, pages[name])
@@ -182,7 +191,7 @@ def _write_projection(workdir, config, name, page) -> None:
 
 
 def _report_data(
-  workdir, config, dataset, name, measured, selection
+  workdir, config, dataset, name, measured, selection, ablation
 ) -> report.ReportData:
   group = measured.group
   exclude_self = group.gallery is None
@@ -218,4 +227,37 @@ def _report_data(
     ),
     selection=str(selection),
     watched=watched,
+    ablation=ablation,
+    **_pairs(config, measured),
   )
+
+
+def _pairs(config, measured) -> dict[str, Any]:
+  """Returns what the page shows of the similarities of pairs."""
+  if measured.result.pairs is not None:
+    return {'pairs': measured.result.pairs}
+  group = measured.group
+  query, gallery = (
+    projector.choose_rows(len(rows), _NUM_PAIRED)
+    for rows in (group.query, group.searched)
+  )
+  task = pairs.Task(
+    measured.query_embeddings[query],
+    group.query.labels[query],
+    measured.gallery_embeddings[gallery],
+    group.searched.labels[gallery],
+    self_excluded=group.gallery is None,
+    grades=measured.grades,
+    budget=tiles.check_memory_budget(config.eval.memory_budget_mb),
+  )
+  try:
+    found = verification.verify(task)
+  except InputError as error:  # One kind alone, or too little memory.
+    return {'pairs_note': f'Pairs are not shown: {error}.'}
+  note = ''
+  if len(query) < len(group.query) or len(gallery) < len(group.searched):
+    note = (
+      f'Of {len(query):,} queries and {len(gallery):,} gallery images, '
+      'at random.'
+    )
+  return {'pairs': found, 'pairs_note': note}

@@ -10,16 +10,19 @@ from unittest import mock
 import numpy as np
 from absl.testing import parameterized
 
+from retrieval_jax import metrics
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.training import plots, report
+from retrieval_jax.training import ablation, plots, report
 
 _SECTIONS = [
   'results',
   'training',
+  'curves',
   'neighbors',
   'failures',
   'confusions',
   'map',
+  'ablation',
   'details',
 ]
 _VOID = {'meta', 'img', 'br', 'source'}
@@ -108,6 +111,7 @@ def _data(
         'warnings': [],
       },
       per_query=per_query,
+      curves=None,
     ),
     history=history,
     query_embeddings=query,
@@ -230,6 +234,7 @@ class PageTest(parameterized.TestCase):
 
   def test_escapes_what_users_name(self):
     nasty = '<script>alert("x")</script>&\'$title $$ $'
+    lists = metrics.evaluate_lists([[1], [0]], [5, 5])
     data = _evaluation(
       _data(),
       protocol={
@@ -244,6 +249,8 @@ class PageTest(parameterized.TestCase):
       class_names=[nasty] * 4,
       config={nasty: {nasty: [nasty]}},
       versions={nasty: nasty},
+      pairs_note=nasty,
+      ablation=[ablation.Variant((nasty,), lists)],
     )
     page = _Page(report.render_report(data))
     self.assertEqual(page.scripts, 0)
