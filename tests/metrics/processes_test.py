@@ -34,29 +34,32 @@ print(json.dumps(found))
 """
 
 
-def _run(num_processes, devices):
+def _run(num_processes, devices, folder):
   with socket.socket() as listener:
     listener.bind(('localhost', 0))
     port = listener.getsockname()[1]
   env = os.environ | {'JAX_NUM_CPU_DEVICES': str(devices)}
-  processes = [
-    subprocess.Popen(
-      [sys.executable, '-c', _SCRIPT, str(i), str(num_processes), str(port)],
-      stdout=subprocess.PIPE,
-      text=True,
-      env=env,
-    )
-    for i in range(num_processes)
-  ]
-  outputs = [p.communicate(timeout=300)[0] for p in processes]
-  assert not any(p.returncode for p in processes)
-  return [json.loads(output.splitlines()[-1]) for output in outputs]
+  # Files: who waits for a full pipe to be read holds up the others.
+  outputs = [folder / f'{num_processes}-{i}' for i in range(num_processes)]
+  processes = []
+  for i, output in enumerate(outputs):
+    command = [sys.executable, '-c', _SCRIPT, str(i), str(num_processes)]
+    with output.open('w') as file:
+      processes.append(
+        subprocess.Popen([*command, str(port)], stdout=file, env=env)
+      )
+  try:
+    assert not any([p.wait(timeout=300) for p in processes])
+  finally:
+    for process in processes:
+      process.kill()
+  return [json.loads(o.read_text().splitlines()[-1]) for o in outputs]
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_finds():
-  (one,) = _run(1, devices=1)
-  for other in _run(2, devices=2):
+def test_two_processes_find_what_one_finds(tmp_path):
+  (one,) = _run(1, 1, tmp_path)
+  for other in _run(2, 2, tmp_path):
     for expected, found in zip(one[:2], other[:2], strict=True):
       for name in expected:
         np.testing.assert_array_equal(expected[name], found[name])
