@@ -77,6 +77,7 @@ def _run(workdir, num_processes, devices, slurm=False):
   return outputs
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
   one, two = tmp_path / 'one', tmp_path / 'two'
   _run(one, num_processes=1, devices=1)
