@@ -12,7 +12,7 @@ from retrieval_jax.metrics import pairs, roc
 def _case(seed, *, size=60, distinct=12):
   rng = np.random.default_rng(seed)
   is_positive = rng.random(size) < 0.4
-  scores = rng.integers(0, distinct, size) / distinct + 0.2 * is_positive
+  scores = (rng.integers(0, distinct, size) + is_positive) / distinct
   return scores, is_positive
 
 
