@@ -100,15 +100,23 @@ def run(config: ml_collections.ConfigDict) -> list[Check]:
 def difference(tree: Any, expected: Any) -> float:
   """Returns the largest difference of two trees, relative leaf by leaf.
 
+  A leaf whose terms cancel, such as a bias that the loss does not see, holds
+  the rounding of the others alone, so it counts as no smaller than a hundredth
+  of the largest entry of all.
+
   Example:
     >>> difference({'a': np.array([1.0, 2.0])}, {'a': np.array([1.0, 1.0])})
     1.0
+    >>> difference([np.ones(1), np.array([2e-8])], [np.ones(1), np.zeros(1)])
+    2e-06
   """
   worst = 0.0
+  sizes = [np.abs(leaf).max(initial=0) for leaf in jax.tree.leaves(expected)]
+  least = max(0.01 * float(max(sizes, default=0.0)), 1e-6)
   pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True)
   for a, b in pairs:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    scale = max(np.abs(b).max(initial=0), 1e-6)
+    scale = max(np.abs(b).max(initial=0), least)
     found = np.abs(a - b).max(initial=0) / scale
     worst = found if not found <= worst else worst  # A NaN stays.
   return float(worst)
