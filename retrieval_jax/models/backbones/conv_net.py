@@ -1,4 +1,4 @@
-"""Backbones: images -> features."""
+"""A small convolutional network for small images."""
 
 from collections.abc import Sequence
 from typing import Any
