@@ -180,6 +180,8 @@ def _chunk_terms(part, anchors, candidates, fixed, extras):
       )
     if part.miner.row.kind == 'pair':
       positives, negatives = mined
+      if part.row.triplets and part.miner.row.one_each(part.miner.hyper):
+        more['triplets'] = mining.list_triplets(positives, negatives)
     elif part.row.triplets:
       more['triplets'] = mined
     else:

@@ -99,6 +99,8 @@ class Miner:
     distance: the one it selects by, unless the user names another.
     distances: names of those that it may be used with.
     whole_batch: whether it has to see all anchors at once.
+    one_each: hyperparameters -> whether a miner of pairs leaves an anchor one
+      positive and one negative at most.
     needs: as of `Loss`.
   """
 
@@ -108,6 +110,7 @@ class Miner:
   distance: Distance = Distance('lp')
   distances: tuple[str, ...] = ('cosine', 'dot', 'lp', 'snr')
   whole_batch: bool = False
+  one_each: Callable[[Mapping[str, Any]], bool] = lambda hyper: False
   needs: tuple[str, ...] = ()
 
 

@@ -36,6 +36,7 @@ from retrieval_jax.losses.mining.triplets import (
   Listed,
   Selected,
   Triplets,
+  list_triplets,
   pair_counts,
   triplets_to_masks,
 )
@@ -53,6 +54,7 @@ __all__ = [
   'distance_weighted_miner',
   'hard_cluster_miner',
   'hdc_miner',
+  'list_triplets',
   'multi_similarity_miner',
   'n_hard_miner',
   'packaged_triplets_miner',
@@ -83,12 +85,16 @@ MINERS: dict[str, Miner] = {
       'neg_strategy': Choice(STRATEGIES),
       **_RANGES,
     },
+    one_each=lambda hyper: (
+      'all' not in (hyper.get('pos_strategy'), hyper.get('neg_strategy'))
+    ),
     needs=('inverted',),
   ),
   'batch_hard': Miner(
     batch_hard_miner,
     kind='pair',
     hyperparameters=_RANGES,
+    one_each=lambda hyper: True,
     needs=('inverted',),
   ),
   'distance_weighted': Miner(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from retrieval_jax.losses.mining.ranks import nearness_order
-from retrieval_jax.losses.mining.triplets import Listed
+from retrieval_jax.losses.mining.triplets import Listed, list_triplets
 
 
 def multi_similarity_miner(
@@ -163,11 +163,4 @@ def packaged_triplets_miner(
   del matrix
   pairs = (positives | negatives) & (ids % 3 == 0)[:, None]
   step = candidate_ids[None, :] - ids[:, None]
-  columns = jnp.arange(len(candidate_ids), dtype=jnp.int32)[None, :]
-
-  def column_of(mask):
-    return jnp.sum(jnp.where(mask, columns, 0), axis=1, keepdims=True)
-
-  first, second = pairs & (step == 1), pairs & (step == 2)
-  used = jnp.any(first, axis=1) & jnp.any(second, axis=1)
-  return Listed(column_of(first), column_of(second), used[:, None])
+  return list_triplets(pairs & (step == 1), pairs & (step == 2))

@@ -132,6 +132,31 @@ def pair_counts(
   return sum_over_positives(count, positives, fixed, ())
 
 
+def list_triplets(positives: jax.Array, negatives: jax.Array) -> Listed:
+  """Lists the triplet of each anchor that has one positive and one negative.
+
+  Args:
+    positives: [B, G] bool, one in a row at most.
+    negatives: [B, G] bool, likewise.
+
+  Returns:
+    [B, 1] triplets; none of an anchor without either.
+
+  Example:
+    >>> p = jnp.array([[False, True, False]])
+    >>> n = jnp.array([[False, False, True]])
+    >>> print(*list_triplets(p, n))
+    [[1]] [[2]] [[ True]]
+  """
+  columns = jnp.arange(positives.shape[1], dtype=jnp.int32)[None, :]
+
+  def column_of(mask):
+    return jnp.sum(jnp.where(mask, columns, 0), axis=1, keepdims=True)
+
+  used = jnp.any(positives, axis=1) & jnp.any(negatives, axis=1)
+  return Listed(column_of(positives), column_of(negatives), used[:, None])
+
+
 def triplets_to_masks(
   triplets: Triplets, positives: jax.Array, negatives: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
