@@ -22,6 +22,9 @@ from retrieval_jax.training import state as state_lib
 
 # What rounding may do, relative to the largest entry, by what is computed in.
 TOLERANCES = {'float32': 1e-5, 'bfloat16': 3e-2}
+# Or so many times what the last bit of the parameters does: a steep loss, such
+# as a sigmoid of temperature 0.01, multiplies the rounding of the embeddings.
+_ROUNDINGS = 4
 # One row in so many is padding.
 _PADDED_SHARE = 4
 
@@ -68,17 +71,23 @@ def run(config: ml_collections.ConfigDict) -> list[Check]:
   dataset, batch = experiment.dataset, experiment.load_batch(0)
   classes = config_lib.Classes.of(dataset)
   checks = []
-  step = functools.partial(
-    _step, classes=classes, image_shape=dataset.image_shape, batch=batch
+  make_step = functools.partial(
+    _make_step, classes=classes, image_shape=dataset.image_shape, batch=batch
   )
-  one = step(config, num_devices=1)
   if jax.device_count() > 1:
-    several = step(config, num_devices=jax.device_count())
+    step, state = make_step(config, num_devices=1)
+    one = step(state)
+    nudged = step(state.replace(params=_nudge(state.params)))
+    step, state = make_step(config, num_devices=jax.device_count())
+    several = step(state)
     checks += [
       Check(
         f'{name}: {jax.device_count()} devices equal 1',
         difference(several[name], one[name]),
-        TOLERANCES[config.model.dtype],
+        max(
+          TOLERANCES[config.model.dtype],
+          _ROUNDINGS * difference(nudged[name], one[name]),
+        ),
       )
       for name in one
       if jax.tree.leaves(one[name])
@@ -86,7 +95,8 @@ def run(config: ml_collections.ConfigDict) -> list[Check]:
   checks += _check_objective(config, classes, batch['labels'])
   half = ml_collections.ConfigDict(config.to_dict())
   half.model.dtype = 'bfloat16'
-  found = step(half, num_devices=1)
+  step, state = make_step(half, num_devices=1)
+  found = step(state)
   checks.append(
     Check(
       'model in bfloat16: loss and gradient are finite',
@@ -122,14 +132,14 @@ def difference(tree: Any, expected: Any) -> float:
   return float(worst)
 
 
-def _step(config, classes, image_shape, batch, num_devices) -> dict[str, Any]:
-  """Returns what a step finds, on the host."""
+def _make_step(config, classes, image_shape, batch, num_devices):
+  """Returns (state -> what a step finds, on the host; the state to begin)."""
   axis_name = None if num_devices == 1 else state_lib.AXIS
   task = steps.make_task(config, classes, image_shape, axis_name)
   state = state_lib.create_state(
     config.seed, task.networks, task.objective, _keep_gradient(), image_shape
   )
-  step = functools.partial(
+  train_step = functools.partial(
     steps.train_step,
     task=task,
     optimizer=_keep_gradient(),
@@ -138,19 +148,38 @@ def _step(config, classes, image_shape, batch, num_devices) -> dict[str, Any]:
   )
   sharded = state_lib.class_sharding(task.objective)
   if num_devices == 1:
-    after, scalars = jax.device_get(jax.jit(step)(state, batch))
+    compiled = jax.jit(train_step)
   else:
-    replicated, p_scalars = jax.pmap(step, axis_name=axis_name)(
-      state_lib.replicate(state, sharded), state_lib.shard(batch)
-    )
-    after = state_lib.unreplicate(replicated, sharded)
-    scalars = jax.tree.map(lambda leaf: np.asarray(leaf)[0], p_scalars)
-  return {
-    'loss': scalars['loss'],
-    'gradient': after.opt_state,
-    'state of the loss': after.loss_state,
-    'statistics of BatchNorm': after.batch_stats,
-  }
+    compiled = jax.pmap(train_step, axis_name=axis_name)
+
+  def step(state) -> dict[str, Any]:
+    if num_devices == 1:
+      after, scalars = jax.device_get(compiled(state, batch))
+    else:
+      replicated, p_scalars = compiled(
+        state_lib.replicate(state, sharded), state_lib.shard(batch)
+      )
+      after = state_lib.unreplicate(replicated, sharded)
+      scalars = jax.tree.map(lambda leaf: np.asarray(leaf)[0], p_scalars)
+    return {
+      'loss': scalars['loss'],
+      'gradient': after.opt_state,
+      'state of the loss': after.loss_state,
+      'statistics of BatchNorm': after.batch_stats,
+    }
+
+  return step, state
+
+
+def _nudge(params):
+  """Returns parameters of which every other one is larger by its last bit."""
+
+  def nudge(leaf):
+    leaf = np.asarray(leaf)
+    odd = np.arange(leaf.size).reshape(leaf.shape) % 2 == 1
+    return np.where(odd, np.nextafter(leaf, np.full_like(leaf, np.inf)), leaf)
+
+  return jax.tree.map(nudge, params)
 
 
 def _keep_gradient() -> optax.GradientTransformation:
