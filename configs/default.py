@@ -140,6 +140,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   model.dtype = 'float32'
   # The workdir of a run to take the parameters of.
   model.init_from = config_dict.placeholder(str)
+  # Weights of other programs for the backbone: a file (safetensors, or what
+  # torch.save writes), owner/name of the Hugging Face hub, or an installed
+  # package; and the checksum that they must have, if any.
+  model.pretrained = config_dict.placeholder(str)
+  model.pretrained_sha256 = config_dict.placeholder(str)
 
   # The name and hyperparameters of one of retrieval_jax.losses.LOSSES.
   config.loss = ml_collections.ConfigDict()

@@ -128,6 +128,12 @@ def _read_json(workdir: str, name: str) -> str:
   return text
 
 
+def has_checkpoint(workdir: str) -> bool:
+  """Returns whether a run has saved anything yet, without opening it."""
+  folder = os.path.join(workdir, 'checkpoints')
+  return os.path.isdir(folder) and any(map(str.isdecimal, os.listdir(folder)))
+
+
 class Checkpoints:
   """Saves and restores the state of one run.
 

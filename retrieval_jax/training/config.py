@@ -39,6 +39,9 @@ _SAMPLER_KEYS = (
   'mixing',
 )
 
+# The keys of `model` that say what the weights start from.
+_WEIGHTS_KEYS = ('init_from', 'pretrained', 'pretrained_sha256')
+
 
 def load(path: str) -> ml_collections.ConfigDict:
   """Reads `configs/circle.py` or `configs/circle.py:mnist`.
@@ -169,7 +172,7 @@ def options(section: Mapping, *without: str) -> dict[str, Any]:
 
 def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Returns what `models.build_embedder` takes besides the name."""
-  return options(config.model, 'embedding_dim', 'init_from')
+  return options(config.model, 'embedding_dim', *_WEIGHTS_KEYS)
 
 
 def dataset_options(config: ml_collections.ConfigDict) -> dict[str, Any]:

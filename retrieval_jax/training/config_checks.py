@@ -52,6 +52,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
       **config_lib.model_options(config),
     },
   )
+  _validate_weights(config.model)
   parts = losses.parse(config_lib.loss_options(config))
   _validate_parts(config, parts, num_devices)
   optim.check_names(config.optimizer.name, config.optimizer.schedule)
@@ -61,6 +62,20 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
   _validate_augmentation(config, parts, num_devices)
   # Stand-ins for the classes, which are not known without the data.
   _trace_loss(config, config_lib.Classes(2, np.ones(2, np.int64)))
+
+
+def _validate_weights(model: ml_collections.ConfigDict) -> None:
+  """Checks that there is one place that the weights come from."""
+  if model.pretrained is not None and model.init_from is not None:
+    raise InputError(
+      f'model.pretrained is {model.pretrained!r} and model.init_from is '
+      f'{model.init_from!r}; allowed is one of them: set the other to None'
+    )
+  if model.pretrained is None and model.pretrained_sha256 is not None:
+    raise InputError(
+      'model.pretrained_sha256 is set without model.pretrained; allowed is '
+      'None: name the weights too'
+    )
 
 
 def _trace_loss(

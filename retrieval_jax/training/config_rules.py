@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -51,6 +52,8 @@ _DEVIATIONS = Rule(
   'a tuple of 1 or 3 finite numbers above 0',
   lambda v: _PIXELS.holds(v) and min(v) > 0,
 )
+
+_SHA256 = re.compile('[0-9a-fA-F]{64}')
 
 # Every key that each config has. `loss`, `miner` and `model` also hold what the
 # chosen function takes; those packages check it themselves.
@@ -110,6 +113,13 @@ RULES = {
   'model.name': _TEXT,
   'model.embedding_dim': _COUNT,
   'model.init_from': _optional(_TEXT),
+  'model.pretrained': _optional(_TEXT),
+  'model.pretrained_sha256': _optional(
+    Rule(
+      'a SHA-256, 64 hexadecimal digits',
+      lambda v: isinstance(v, str) and bool(_SHA256.fullmatch(v)),
+    )
+  ),
   'loss.name': _TEXT,
   'miner.name': _optional(_TEXT),
   'head.sharded': _FLAG,

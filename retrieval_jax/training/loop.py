@@ -14,6 +14,7 @@ import optax
 
 from retrieval_jax import data, metrics
 from retrieval_jax.core.errors import InputError
+from retrieval_jax.models import pretrained
 from retrieval_jax.training import ablation as ablation_lib
 from retrieval_jax.training import checkpoint as checkpoint_lib
 from retrieval_jax.training import config as config_lib
@@ -21,6 +22,7 @@ from retrieval_jax.training import (
   config_checks,
   distributed,
   doctor,
+  initialising,
   optim,
   report,
   reporting,
@@ -81,6 +83,11 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     InputError: for any mistake in the config or the data.
   """
   config_checks.validate(config, jax.device_count())
+  return _build(config)
+
+
+def _build(config: ml_collections.ConfigDict) -> Experiment:
+  """Does that for a config without a mistake in itself."""
   dataset = data.load_dataset(**config_lib.dataset_options(config))
   _log.info('%s', data.describe(dataset))
   config_checks.validate_dataset(config, dataset)
@@ -134,7 +141,8 @@ def train_and_evaluate(
   """Trains a run to its end, or goes on with it, and measures the result.
 
   The order of the weights: the workdir's own latest checkpoint; else
-  `model.init_from`, with fresh leaves where shapes differ; else the seed.
+  `model.init_from`, with fresh leaves where shapes differ, or
+  `model.pretrained`, for the backbone; else the seed.
 
   Args:
     config: see `configs/default.py`.
@@ -148,13 +156,20 @@ def train_and_evaluate(
     InputError: a mistake of the user's, or a loss that is not finite.
   """
   checkpoint_lib.check_same_config(workdir, config)
-  experiment = make_experiment(config)
+  config_checks.validate(config, jax.device_count())
+  # Before the data are loaded, which can take long; a run that goes on does
+  # without.
+  weights = None
+  if not checkpoint_lib.has_checkpoint(workdir):
+    weights = initialising.read_pretrained(config)
+  experiment = _build(config)
   is_lead = jax.process_index() == 0
   checkpoint_lib.open_workdir(workdir)
   if is_lead:
     results.describe_run(workdir, config, experiment.dataset)
   with checkpoint_lib.Checkpoints(workdir) as checkpoints:
-    state = _first_state(experiment, checkpoints)
+    state = _first_state(experiment, checkpoints, weights)
+    del weights  # As large as the network.
     first_step = int(state.step)
     with reporting.Reporter(
       workdir,
@@ -306,37 +321,23 @@ def _selected(
 
 
 def _first_state(
-  experiment: Experiment, checkpoints: checkpoint_lib.Checkpoints
+  experiment: Experiment,
+  checkpoints: checkpoint_lib.Checkpoints,
+  weights: pretrained.Weights | None,
 ) -> state_lib.TrainState:
   """Returns the host state to start from; see `train_and_evaluate`."""
   state = experiment.initial_state()
   latest = checkpoints.latest_step()
-  source = experiment.config.model.init_from
+  model = experiment.config.model
   if latest is not None:
     state = checkpoints.restore(state)
     done = 'is finished' if latest >= experiment.num_steps else 'goes on'
     _log.info('the run %s: step %d of %d', done, latest, experiment.num_steps)
-  elif source:
-    variables = checkpoint_lib.restore_variables(source)
-    params, taken, fresh = state_lib.merge_params(
-      state.params, variables['params']
-    )
-    if not taken:
-      raise InputError(
-        f'model.init_from is {source!r}, of whose parameters none fits '
-        f'{experiment.config.model.name}; allowed is a run of the same model'
-      )
-    state = state.replace(params=params)
-    if jax.tree.structure(state.batch_stats) == jax.tree.structure(
-      variables['batch_stats']
-    ):
-      state = state.replace(batch_stats=variables['batch_stats'])
-    _log.info(
-      'from %s: took %s; fresh: %s',
-      source,
-      ', '.join(taken),
-      ', '.join(fresh) or 'none',
-    )
+  elif model.init_from:
+    state = initialising.from_run(state, model.init_from, model.name)
+  elif model.pretrained:
+    weights = weights or initialising.read_pretrained(experiment.config)
+    state = initialising.from_pretrained(state, weights, model.name)
   return state
 
 

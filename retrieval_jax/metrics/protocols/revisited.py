@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from retrieval_jax.core import safe_pickle
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.metrics.ignored import Ignored
 from retrieval_jax.metrics.listed import evaluate_listed
-from retrieval_jax.metrics.protocols import safe_pickle
 from retrieval_jax.metrics.rankings import evaluate_rankings
 from retrieval_jax.metrics.results import RetrievalResult
 
