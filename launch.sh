@@ -11,6 +11,8 @@ Usage:
   ./launch.sh embed --help                         make an index of images
   ./launch.sh search --help                        search it by images; see
                                                    also calibrate, export_index
+  ./launch.sh export_model --help                  weights and embedder of a run
+                                                   for other programs
   ./launch.sh compare RUN_A RUN_B [flags]          which of two runs is better
   ./launch.sh test [pytest arguments]              run the test suite
   ./launch.sh tensorboard [its arguments]          show the latest run in runs/
@@ -183,7 +185,8 @@ case "${1:-}" in
     cd "$repo"
     exec "$venv/bin/python" -m pytest "${@:2}"
     ;;
-  calibrate | check_data | compare | embed | export_index | search | selftest)
+  calibrate | check_data | compare | embed | export_index | export_model | \
+    search | selftest)
     ensure run
     exec "$venv/bin/python" -m "retrieval_jax.$1" "${@:2}"
     ;;

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.export
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -71,14 +72,18 @@ class RetrievalModel:
     mesh = Mesh(np.array(jax.local_devices()), ('rows',))
     self._by_rows = NamedSharding(mesh, P('rows'))
     self._variables = jax.device_put(variables, NamedSharding(mesh, P()))
-    self._embed = jax.jit(
-      functools.partial(steps.embed_step, task=task, axis_name=None)
-    )
+    self._step = functools.partial(steps.embed_step, task=task, axis_name=None)
+    self._embed = jax.jit(self._step)
 
   @property
   def embedding_dim(self) -> int:
     """D."""
     return self.config.model.embedding_dim
+
+  @property
+  def variables(self) -> dict[str, Any]:
+    """{'params': of the embedder, 'batch_stats'}, on the host."""
+    return jax.device_get(self._variables)
 
   def embed(self, images: Sequence[Any], batch_size: int = 64) -> np.ndarray:
     """Embeds images.
@@ -125,6 +130,37 @@ class RetrievalModel:
       padded[: len(images)] = images
       images = padded
     return self._embed(self._variables, jax.device_put(images, self._by_rows))
+
+  def export(
+    self,
+    batch_size: int | None = None,
+    platforms: Sequence[str] = ('cpu', 'cuda', 'tpu'),
+  ) -> jax.export.Exported:
+    """Returns the embedder as a StableHLO program that needs JAX alone.
+
+    The weights are constants of it, and it does on any of the platforms what
+    `embed_prepared` does: uint8 [n, H, W, C] to float32 [n, D], unit rows.
+
+    Args:
+      batch_size: n; None: any n of at least 1.
+      platforms: that it can run on, whatever this machine has.
+
+    Raises:
+      InputError: a platform that JAX does not know.
+    """
+    size = (
+      jax.export.symbolic_shape('n')[0] if batch_size is None else batch_size
+    )
+    shape = (size, *self.preprocessing.image_shape)
+    embed = jax.jit(functools.partial(self._step, self.variables))
+    images = jax.ShapeDtypeStruct(shape, np.uint8)
+    try:
+      return jax.export.export(embed, platforms=platforms)(images)
+    except NotImplementedError as error:
+      raise InputError(
+        f'platforms are {", ".join(platforms)}; allowed is what JAX knows: '
+        f'cpu, cuda, rocm, tpu ({" ".join(str(error).split())[:200]})'
+      ) from error
 
 
 def load_model_of(

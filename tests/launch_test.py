@@ -363,6 +363,7 @@ def test_tensorboard_takes_the_latest_run(machine):
     'compare',
     'embed',
     'export_index',
+    'export_model',
     'search',
     'selftest',
   ],

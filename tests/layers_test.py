@@ -37,6 +37,7 @@ FLOORS = {
   'check_data': 5,
   'embed': 5,
   'export_index': 5,
+  'export_model': 5,
   'search': 5,
   'compare': 5,
   'selftest': 5,

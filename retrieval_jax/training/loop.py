@@ -157,19 +157,20 @@ def train_and_evaluate(
   """
   checkpoint_lib.check_same_config(workdir, config)
   config_checks.validate(config, jax.device_count())
-  # Before the data are loaded, which can take long; a run that goes on does
-  # without.
-  weights = None
-  if not checkpoint_lib.has_checkpoint(workdir):
-    weights = initialising.read_pretrained(config)
+  resumes = checkpoint_lib.has_checkpoint(workdir)
+  # Before the data are loaded, which can take long.
+  weights = None if resumes else initialising.read_pretrained(config)
   experiment = _build(config)
+  # Before anything is written: weights that do not fit leave no run behind.
+  state = None if resumes else _first_state(experiment, weights)
+  del weights  # As large as the network.
   is_lead = jax.process_index() == 0
   checkpoint_lib.open_workdir(workdir)
   if is_lead:
     results.describe_run(workdir, config, experiment.dataset)
   with checkpoint_lib.Checkpoints(workdir) as checkpoints:
-    state = _first_state(experiment, checkpoints, weights)
-    del weights  # As large as the network.
+    if resumes:
+      state = _resumed_state(experiment, checkpoints)
     first_step = int(state.step)
     with reporting.Reporter(
       workdir,
@@ -321,23 +322,24 @@ def _selected(
 
 
 def _first_state(
-  experiment: Experiment,
-  checkpoints: checkpoint_lib.Checkpoints,
-  weights: pretrained.Weights | None,
+  experiment: Experiment, weights: pretrained.Weights | None
 ) -> state_lib.TrainState:
-  """Returns the host state to start from; see `train_and_evaluate`."""
-  state = experiment.initial_state()
-  latest = checkpoints.latest_step()
-  model = experiment.config.model
-  if latest is not None:
-    state = checkpoints.restore(state)
-    done = 'is finished' if latest >= experiment.num_steps else 'goes on'
-    _log.info('the run %s: step %d of %d', done, latest, experiment.num_steps)
-  elif model.init_from:
-    state = initialising.from_run(state, model.init_from, model.name)
-  elif model.pretrained:
-    weights = weights or initialising.read_pretrained(experiment.config)
-    state = initialising.from_pretrained(state, weights, model.name)
+  """Returns the host state of step 0; see `train_and_evaluate`."""
+  state, model = experiment.initial_state(), experiment.config.model
+  if model.init_from:
+    return initialising.from_run(state, model.init_from, model.name)
+  if weights is not None:
+    return initialising.from_pretrained(state, weights, model.name)
+  return state
+
+
+def _resumed_state(
+  experiment: Experiment, checkpoints: checkpoint_lib.Checkpoints
+) -> state_lib.TrainState:
+  """Returns the host state of the latest checkpoint."""
+  state = checkpoints.restore(experiment.initial_state())
+  done = 'is finished' if state.step >= experiment.num_steps else 'goes on'
+  _log.info('the run %s: step %d of %d', done, state.step, experiment.num_steps)
   return state
 
 

@@ -1,7 +1,7 @@
 """Weights of other programs, as the first weights of a backbone.
 
 `read` finds and reads them (`sources`, `tensor_files`), `initialise` puts them
-into a backbone (`convert`), by the names of its family (`FAMILIES`).
+into a backbone (`conversion`), by the names of its family (`FAMILIES`).
 """
 
 import dataclasses
@@ -13,7 +13,11 @@ import numpy as np
 
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.models.pretrained import sources, tensor_files
-from retrieval_jax.models.pretrained.convert import Conversion, Names, convert
+from retrieval_jax.models.pretrained.conversion import (
+  Conversion,
+  Names,
+  convert,
+)
 from retrieval_jax.models.pretrained.sources import Normalization
 
 __all__ = [
@@ -23,7 +27,6 @@ __all__ = [
   'Names',
   'Normalization',
   'Weights',
-  'convert',
   'flat_names',
   'initialise',
   'read',
@@ -46,7 +49,7 @@ class Family:
   """A row of `FAMILIES`.
 
   Attributes:
-    names: the module that knows the tensors' names; see `convert.Names`.
+    names: the module that knows the tensors' names; see `conversion.Names`.
     normalization: that its weights are usually trained with. What is published
       beside the weights wins.
   """
@@ -121,7 +124,7 @@ def initialise(
     model: its name.
 
   Raises:
-    InputError: they are not of this architecture; see `convert`.
+    InputError: they are not of this architecture; see `conversion.convert`.
   """
   return convert(
     weights.tensors,

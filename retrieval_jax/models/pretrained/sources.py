@@ -14,6 +14,7 @@ The hub's client, huggingface_hub, is an extra, imported when it is asked for.
 """
 
 import base64
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -36,7 +37,7 @@ WEIGHTS_FILES = (
 # What timm and transformers write beside them.
 _SETTINGS_FILES = ('config.json', 'preprocessor_config.json')
 
-_HUB_ID = re.compile(r'[\w.-]+/[\w.-]+(@[\w./-]+)?')
+_HUB_ID = re.compile(r'\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?')
 _PACKAGE = re.compile(r'[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?')
 _INSTALL_HUB = 'pip install huggingface_hub'
 _CHUNK_BYTES = 2**20
@@ -185,18 +186,13 @@ def _fetch(hub: ModuleType, source: str, repository: str, revision: str) -> str:
       path = hub.try_to_load_from_cache(repository, name, revision=revision)
       if isinstance(path, str):  # Not what says that it is known to be absent.
         return path
-    there = set(hub.list_repo_files(repository, revision=revision))
-    names = [name for name in WEIGHTS_FILES if name in there]
-    if not names:
-      raise InputError(
-        f'model.pretrained is {source!r}, a repository with none of '
-        f'{", ".join(WEIGHTS_FILES)}; allowed is one with weights: download '
-        'them yourself, and name the file'
-      )
-    for name in (*_SETTINGS_FILES, names[0]):
-      if name in there:
+    for name in (*_SETTINGS_FILES, *WEIGHTS_FILES):
+      # Asked for one by one, since a list is tried again and again where there
+      # is no network.
+      with contextlib.suppress(hub.errors.RemoteEntryNotFoundError):
         path = hub.hf_hub_download(repository, name, revision=revision)
-    return path
+        if name in WEIGHTS_FILES:
+          return path
   except (
     hub.errors.HFValidationError,
     hub.errors.RepositoryNotFoundError,
@@ -208,8 +204,6 @@ def _fetch(hub: ModuleType, source: str, repository: str, revision: str) -> str:
       'owner/name or owner/name@revision: correct it, or log in with '
       '`hf auth login`'
     ) from error
-  except InputError:
-    raise
   except Exception as error:  # Whatever a network leads to.
     reason = (' '.join(str(error).split()) or type(error).__name__)[:200]
     raise InputError(
@@ -218,6 +212,11 @@ def _fetch(hub: ModuleType, source: str, repository: str, revision: str) -> str:
       f'reached ({reason}); allowed is also a file of weights: download it '
       'where there is a network and name it, or copy the cache here'
     ) from error
+  raise InputError(
+    f'model.pretrained is {source!r}, a repository with none of '
+    f'{", ".join(WEIGHTS_FILES)}; allowed is one with weights: download '
+    'them yourself, and name the file'
+  )
 
 
 def _check(path: str, algorithm: str, expected: str, origin: str) -> None:

@@ -1,10 +1,8 @@
 """Files of torch.save: what torch recorded, and what must be refused."""
 
-import io
 import json
 import os
 import pathlib
-import pickle
 import struct
 import zipfile
 
@@ -14,6 +12,16 @@ import pytest
 
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.models.pretrained import torch_files
+from tests.models.pretrained.torch_writer import (
+  REBUILD,
+  WRITERS,
+  Call,
+  Global,
+  Storage,
+  dumps,
+  tensor_of,
+  write_zip,
+)
 
 GOLDEN = pathlib.Path(__file__).parents[2] / 'golden' / 'torch_files'
 FORMATS = ('zip', 'old')
@@ -73,91 +81,12 @@ def test_changed_content_is_noticed_by_the_archive(tmp_path):
     torch_files.read(path)
 
 
-class _Global:
-  """Pickled as a name to import."""
-
-  def __init__(self, module, name):
-    self.module, self.name = module, name
-
-
-class _Call:
-  """Pickled as a call of a name, and what is put into the result."""
-
-  def __init__(self, function, *args, state=None):
-    self.function, self.args, self.state = function, args, state
-
-
-class _Pickler(pickle._Pickler):
-  """Writes what torch writes, without torch."""
-
-  dispatch = pickle._Pickler.dispatch.copy()
-
-  def persistent_id(self, obj):
-    return obj.id if isinstance(obj, _Storage) else None
-
-  def save_global_name(self, obj):
-    self.write(f'c{obj.module}\n{obj.name}\n'.encode())
-
-  def save_call(self, obj):
-    self.save(obj.function)
-    self.save(obj.args)
-    self.write(pickle.REDUCE)
-    if obj.state is not None:
-      self.save(obj.state)
-      self.write(pickle.BUILD)
-
-  dispatch[_Global] = save_global_name
-  dispatch[_Call] = save_call
-
-
-class _Storage:
-  def __init__(self, key, length, kind='FloatStorage', module='torch'):
-    dtype = _Global(module, kind)
-    self.key, self.id = key, ('storage', dtype, key, 'cpu', length)
-
-
-def _dumps(data):
-  file = io.BytesIO()
-  _Pickler(file, 2).dump(data)
-  return file.getvalue()
-
-
-def _write_zip(path, data, storages=(), compression=zipfile.ZIP_STORED):
-  with zipfile.ZipFile(path, 'w', compression) as archive:
-    archive.writestr('archive/data.pkl', _dumps(data))
-    for key, content in dict(storages).items():
-      archive.writestr(f'archive/data/{key}', content)
-
-
-def _write_old(path, data, storages=()):
-  storages = dict(storages)
-  parts = (
-    torch_files._MAGIC_NUMBER,
-    1001,
-    {'protocol_version': 1001, 'little_endian': True},
-    data,
-    list(storages),
-  )
-  content = b''.join(map(_dumps, parts))
-  for numbers in storages.values():
-    content += struct.pack('<q', len(numbers) // 4) + numbers
-  path.write_bytes(content)
-
-
-_WRITERS = {'zip': _write_zip, 'old': _write_old}
-_REBUILD = _Global('torch._utils', '_rebuild_tensor_v2')
-
-
-def _tensor(storage, offset, shape, strides):
-  return _Call(_REBUILD, storage, offset, shape, strides, False, None)
-
-
 @pytest.mark.parametrize('name', FORMATS)
 def test_a_file_written_by_hand(tmp_path, name):
   numbers = np.arange(6, dtype=np.float32)
   path = tmp_path / 'w.pth'
-  data = {'w': _tensor(_Storage('0', 6), 1, (2, 2), (1, 2))}
-  _WRITERS[name](path, data, {'0': numbers.tobytes()})
+  data = {'w': tensor_of(Storage('0', 6), 1, (2, 2), (1, 2))}
+  WRITERS[name](path, data, {'0': numbers.tobytes()})
   assert torch_files.read(path)['w'].tolist() == [[1, 3], [2, 4]]
 
 
@@ -178,15 +107,15 @@ def test_a_file_written_by_hand(tmp_path, name):
 )
 def test_planted_code_is_not_run(tmp_path, name, module, function, argument):
   target = tmp_path / 'it_ran'
-  payload = _Call(_Global(module, function), argument.format(str(target)))
+  payload = Call(Global(module, function), argument.format(str(target)))
   path = tmp_path / 'w.pth'
   storages = {'0': bytes(4)}
   for data in (
     payload,
-    {'w': _tensor(_Storage('0', 1), 0, (1,), (1,)), 'extra': payload},
-    {'w': _tensor(payload, 0, (1,), (1,))},
+    {'w': tensor_of(Storage('0', 1), 0, (1,), (1,)), 'extra': payload},
+    {'w': tensor_of(payload, 0, (1,), (1,))},
   ):
-    _WRITERS[name](path, data, storages)
+    WRITERS[name](path, data, storages)
     with pytest.raises(InputError, match='asks to import .*run code'):
       torch_files.read(path)
     assert not target.exists()
@@ -194,10 +123,10 @@ def test_planted_code_is_not_run(tmp_path, name, module, function, argument):
 
 def test_planted_code_in_every_pickle_of_the_old_format(tmp_path):
   target = tmp_path / 'it_ran'
-  payload = _dumps(_Call(_Global('os', 'system'), f'touch {target}'))
+  payload = dumps(Call(Global('os', 'system'), f'touch {target}'))
   parts = [
-    *map(_dumps, (torch_files._MAGIC_NUMBER, 1001, {'little_endian': True})),
-    _dumps({}),
+    *map(dumps, (torch_files._MAGIC_NUMBER, 1001, {'little_endian': True})),
+    dumps({}),
   ]
   path = tmp_path / 'w.pth'
   for place in range(len(parts) + 1):
@@ -212,51 +141,51 @@ def test_planted_code_in_every_pickle_of_the_old_format(tmp_path):
   'tensor',
   [
     # Beyond the storage, before it, and more numbers than there are.
-    _tensor(_Storage('0', 6), 0, (7,), (1,)),
-    _tensor(_Storage('0', 6), 4, (2, 2), (2, 1)),
-    _tensor(_Storage('0', 6), -1, (2,), (1,)),
-    _tensor(_Storage('0', 6), 3, (2,), (-1,)),
-    _tensor(_Storage('0', 6), 0, (2**40, 2**40), (0, 0)),
-    _tensor(_Storage('0', 6), 0, (2, 3), (3,)),
-    _tensor(_Storage('0', 6), 0, (2.0,), (1,)),
-    _tensor(_Storage('0', 6), True, (2,), (1,)),
+    tensor_of(Storage('0', 6), 0, (7,), (1,)),
+    tensor_of(Storage('0', 6), 4, (2, 2), (2, 1)),
+    tensor_of(Storage('0', 6), -1, (2,), (1,)),
+    tensor_of(Storage('0', 6), 3, (2,), (-1,)),
+    tensor_of(Storage('0', 6), 0, (2**40, 2**40), (0, 0)),
+    tensor_of(Storage('0', 6), 0, (2, 3), (3,)),
+    tensor_of(Storage('0', 6), 0, (2.0,), (1,)),
+    tensor_of(Storage('0', 6), True, (2,), (1,)),
     # Storages of other lengths than their content.
-    _tensor(_Storage('0', 2**60), 0, (2,), (1,)),
-    _tensor(_Storage('0', 5), 0, (2,), (1,)),
-    _tensor(_Storage('0', -6), 0, (0,), (1,)),
-    _tensor(_Storage('0', 6, 'DoubleStorage'), 0, (2,), (1,)),
+    tensor_of(Storage('0', 2**60), 0, (2,), (1,)),
+    tensor_of(Storage('0', 5), 0, (2,), (1,)),
+    tensor_of(Storage('0', -6), 0, (0,), (1,)),
+    tensor_of(Storage('0', 6, 'DoubleStorage'), 0, (2,), (1,)),
     # Of no numbers, not there, or no storage at all.
-    _tensor(_Storage('0', 6, 'OrderedDict', 'collections'), 0, (2,), (1,)),
-    _tensor(_Storage('gone', 6), 0, (2,), (1,)),
-    _tensor('0', 0, (2,), (1,)),
+    tensor_of(Storage('0', 6, 'OrderedDict', 'collections'), 0, (2,), (1,)),
+    tensor_of(Storage('gone', 6), 0, (2,), (1,)),
+    tensor_of('0', 0, (2,), (1,)),
     # What is there is not to be changed.
-    _Call(_Global('torch', 'FloatStorage'), state={'dtype': 1}),
-    _tensor(_Call(_Global('torch', 'FloatStorage')), 0, (2,), (1,)),
-    _Call(
-      _REBUILD,
-      _Storage('0', 6),
+    Call(Global('torch', 'FloatStorage'), state={'dtype': 1}),
+    tensor_of(Call(Global('torch', 'FloatStorage')), 0, (2,), (1,)),
+    Call(
+      REBUILD,
+      Storage('0', 6),
       0,
       (2,),
       (1,),
       state={'_layout': (0, (9,), (1,))},
     ),
-    _Global('torch', 'FloatStorage'),
+    Global('torch', 'FloatStorage'),
   ],
 )
 def test_impossible_tensors_are_damage(tmp_path, name, tensor):
   path = tmp_path / 'w.pth'
-  _WRITERS[name](path, {'w': tensor}, {'0': bytes(24)})
+  WRITERS[name](path, {'w': tensor}, {'0': bytes(24)})
   with pytest.raises(InputError, match='or a damaged one'):
     torch_files.read(path)
 
 
 def test_archives_that_torch_does_not_write(tmp_path):
   path = tmp_path / 'w.pth'
-  data = {'w': _tensor(_Storage('0', 6), 0, (6,), (1,))}
-  _write_zip(path, data, {'0': bytes(24)}, zipfile.ZIP_DEFLATED)
+  data = {'w': tensor_of(Storage('0', 6), 0, (6,), (1,))}
+  write_zip(path, data, {'0': bytes(24)}, zipfile.ZIP_DEFLATED)
   with pytest.raises(InputError, match='is compressed'):
     torch_files.read(path)
-  _write_zip(path, data)
+  write_zip(path, data)
   with pytest.raises(InputError, match='damaged'):
     torch_files.read(path)
   with zipfile.ZipFile(path, 'w') as archive:
@@ -264,7 +193,7 @@ def test_archives_that_torch_does_not_write(tmp_path):
   with pytest.raises(InputError, match='no data.pkl'):
     torch_files.read(path)
   big = {'0': bytes(24)}
-  _write_zip(path, data, big)
+  write_zip(path, data, big)
   with zipfile.ZipFile(path, 'a') as archive:
     archive.writestr('archive/byteorder', b'big')
   with pytest.raises(InputError, match='big-endian'):
@@ -273,9 +202,9 @@ def test_archives_that_torch_does_not_write(tmp_path):
 
 def test_attributes_of_dictionaries_are_dropped(tmp_path):
   path = tmp_path / 'w.pth'
-  ordered = _Global('collections', 'OrderedDict')
+  ordered = Global('collections', 'OrderedDict')
   metadata = {'_metadata': {'': {'version': 1}}, '__setstate__': ordered}
-  _write_zip(path, _Call(ordered, state=metadata))
+  write_zip(path, Call(ordered, state=metadata))
   assert torch_files.read(path) == {}
 
 
