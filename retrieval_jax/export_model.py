@@ -59,7 +59,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
   parser.add_argument(
     '--platforms',
     default='cpu,cuda,tpu',
-    help='that the programs can run on, of cpu, cuda, rocm, tpu',
+    help=f'that the programs can run on, of {", ".join(inference.PLATFORMS)}',
   )
   return command_line.parse(parser, argv)
 

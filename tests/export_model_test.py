@@ -44,7 +44,6 @@ def place(tmp_path_factory):
   for key, value in {
     'model.normalization': 'batch',
     'model.pooling': 'average',
-    'eval.flip': 'True',
     'eval.scales': '(1.0, 0.7)',
   }.items():
     config_lib.override(config, key, value)
@@ -115,7 +114,7 @@ def test_the_example_of_the_docs(place, tmp_path, monkeypatch, capsys):
   text = (ROOT / 'docs' / 'pretrained.md').read_text()
   (example,) = re.findall(r'```python\n(import.*?)```', text, flags=re.DOTALL)
   exec(example, {})
-  assert capsys.readouterr().out == '(3, 50) module\n'
+  assert capsys.readouterr().out == '(3, 50)\n'
 
 
 def test_the_weights_can_be_started_from(place):
@@ -124,6 +123,7 @@ def test_the_weights_can_be_started_from(place):
   config.model.pretrained = str(folder / 'out')
   config.seed = 1
   weights = initialising.read_pretrained(config)
+  assert weights.normalization == ((0.1307,), (0.3081,))
   fresh = state.replace(
     params={
       **state.params,
@@ -154,6 +154,7 @@ def test_the_weights_can_be_started_from(place):
     (['--output={}/gone/out'], ['--output', 'no folder', 'gone']),
     (['--output={}/new', '--step=7'], ['no checkpoint of step 7']),
     (['--output={}/new', '--platforms=cpu,abacus'], ['abacus', 'cuda, rocm']),
+    (['--output={}/new', '--platforms='], ['none', 'cuda, rocm']),
     (['--output={}/new', '--batch_size=0'], ['--batch_size', 'at least 1']),
     (['--output={}/new', '--overwrite'], ['--overwrite', 'known']),
   ],

@@ -69,13 +69,28 @@ def assert_is_backbone(params, tensors):
     )
 
 
-def test_a_run_starts_from_the_weights_once(make_config, tmp_path, caplog):
+@pytest.fixture
+def no_training(monkeypatch):
+  """Has a run save the state that it starts from, and end."""
+  starts = []
+
+  def save(experiment, workdir, checkpoints, reporter, step, state, first_step):
+    del workdir, reporter, step
+    starts.append(first_step)
+    checkpoints.save(experiment.unreplicate(state).replace(step=np.array(1)))
+    return {}
+
+  monkeypatch.setattr(loop, '_train', save)
+  return starts
+
+
+def test_a_run_starts_from_the_weights_once(
+  make_config, tmp_path, caplog, no_training
+):
   caplog.set_level(logging.INFO, logger='retrieval_jax')
   tensors = make_tensors(channels=3)
   path = write(tmp_path / 'w.safetensors', tensors)
-  # A rate so small that the weights stay as they are.
-  settings = dict(num_train_steps=1, optimizer__learning_rate=1e-12)
-  config = make_config(model__pretrained=path, **settings)
+  config = make_config(model__pretrained=path)
   workdir = str(tmp_path / 'run')
   loop.train_and_evaluate(config, workdir)
   assert_is_backbone(checkpoint.restore_params(workdir), tensors)
@@ -85,13 +100,14 @@ def test_a_run_starts_from_the_weights_once(make_config, tmp_path, caplog):
   ) in caplog.text
   assert 'features.0.weight is summed over its 3' in caplog.text
   assert 'data.mean is (0.1307,)' in caplog.text
-  # The run is there now, and needs the file no more.
+  # The run has a checkpoint now, and needs the file no more.
   os.remove(path)
   caplog.clear()
   loop.train_and_evaluate(config, workdir)
-  assert 'is finished' in caplog.text
+  assert no_training == [0, 1]
+  assert 'the run goes on: step 1 of 6' in caplog.text
   assert 'backbone from' not in caplog.text
-  other = make_config(model__pretrained='elsewhere', **settings)
+  other = make_config(model__pretrained='elsewhere')
   with pytest.raises(InputError, match='model.pretrained .* -> .elsewhere'):
     loop.train_and_evaluate(other, workdir)
 

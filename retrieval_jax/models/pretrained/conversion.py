@@ -93,7 +93,16 @@ def convert(
   layout = layout or _from_torch_layout
   prepare = getattr(names, 'prepare', None)
   if prepare is not None:
-    tensors = prepare(dict(tensors))
+    try:
+      tensors = prepare(dict(tensors))
+    except Exception as error:  # Whatever tensors of other shapes lead to.
+      reason = ' '.join(str(error).split())[:200] or type(error).__name__
+      raise InputError(
+        f'model.pretrained: {origin} does not fit {model}: its tensors '
+        f'({_some(list(tensors))}) cannot be joined or split as those of '
+        f'{model} ({reason}); allowed are weights of the same architecture: '
+        'correct model.pretrained or model.name'
+      ) from error
   leaves = {
     (collection, *path): leaf
     for collection, tree in variables.items()

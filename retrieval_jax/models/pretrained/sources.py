@@ -34,8 +34,8 @@ WEIGHTS_FILES = (
   'pytorch_model.bin',
   'open_clip_pytorch_model.bin',
 )
-# What timm and transformers write beside them.
-_SETTINGS_FILES = ('config.json', 'preprocessor_config.json')
+# What timm, transformers and `retrieval_jax.export_model` write beside them.
+_SETTINGS_FILES = ('config.json', 'preprocessor_config.json', 'model.json')
 
 _HUB_ID = re.compile(r'\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?')
 _PACKAGE = re.compile(r'[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?')
@@ -244,7 +244,7 @@ def _check(path: str, algorithm: str, expected: str, origin: str) -> None:
 
 
 def _normalization_beside(path: str) -> Normalization | None:
-  """Returns what timm's or transformers' settings beside the weights say."""
+  """Returns what the settings beside the weights say, None if nothing."""
   for name in _SETTINGS_FILES:
     settings = _read_json(os.path.join(os.path.dirname(path), name))
     timm = settings.get('pretrained_cfg')

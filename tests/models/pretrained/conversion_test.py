@@ -104,6 +104,16 @@ def test_prepare_comes_first():
   }
 
 
+def test_what_cannot_be_prepared():
+  names = types.SimpleNamespace(
+    flax_path=_PATHS.get,
+    prepare=lambda tensors: {'a': np.concatenate(list(tensors.values()))},
+  )
+  with pytest.raises(InputError, match='cannot be joined.*dimension') as caught:
+    convert(make_tensors(), names=names)
+  assert '\n' not in str(caught.value)
+
+
 def test_grey_images_take_the_sum():
   tensors = make_tensors()
   found = convert(tensors, make_variables(channels=1))
