@@ -103,7 +103,7 @@ def _write(
     weights = pretrained.flat_names(model.variables)
     safetensors.numpy.save_file(
       # It writes the memory of an array as it lies.
-      {name: np.ascontiguousarray(leaf) for name, leaf in weights.items()},
+      {name: np.asarray(leaf, order='C') for name, leaf in weights.items()},
       os.path.join(temporary, WEIGHTS_FILE),
       metadata=pretrained.OWN_FORMAT,
     )

@@ -120,8 +120,8 @@ def convert(
       homeless.append(name)
     elif path in found:
       raise InputError(
-        f'{origin} has two tensors, {found[path]} and {name}, for '
-        f'{"/".join(path)} of {model}; allowed is one for each leaf'
+        f'model.pretrained: {origin} has two tensors, {found[path]} and {name}, for '
+        f'{"/".join(path)} of {model}; allowed is one for each leaf: choose other weights'
       )
     else:
       found[path] = name
@@ -131,7 +131,7 @@ def convert(
   notes = []
   filled = {}
   for path, name in found.items():
-    array = np.ascontiguousarray(layout(tensors[name], path), np.float32)
+    array = np.asarray(layout(tensors[name], path), np.float32, order='C')
     shape = tuple(leaves[path].shape)
     if _is_for_color(array.shape, shape):
       notes.append(

@@ -15,6 +15,7 @@ _PATHS = {
   'norm.running_mean': ('batch_stats', ('norm', 'mean')),
   'block.weight': ('params', ('block', 'kernel')),
   'tokens': ('params', ('tokens',)),
+  'power': ('params', ('power',)),
 }
 NAMES = types.SimpleNamespace(flax_path=_PATHS.get)
 
@@ -27,10 +28,11 @@ def make_tensors(channels=3):
     'norm.running_mean': (5,),
     'block.weight': (7, 5),
     'tokens': (6, 5),
+    'power': (),
     'fc.weight': (10, 7),
   }
   return {
-    name: random.normal(size=shape).astype(np.float32)
+    name: np.float32(random.normal(size=shape))
     for name, shape in shapes.items()
   }
 
@@ -42,6 +44,7 @@ def make_variables(channels=3):
       'norm': {'scale': np.zeros(5)},
       'block': {'kernel': np.zeros((5, 7))},
       'tokens': np.zeros((6, 5)),
+      'power': np.zeros(()),
     },
     'batch_stats': {'norm': {'mean': np.zeros(5)}},
   }
@@ -68,7 +71,9 @@ def test_layouts_and_names():
   np.testing.assert_array_equal(
     params['block']['kernel'], tensors['block.weight'].T
   )
-  np.testing.assert_array_equal(params['tokens'], tensors['tokens'])
+  for name in ('tokens', 'power'):
+    assert params[name].shape == np.shape(tensors[name])
+    np.testing.assert_array_equal(params[name], tensors[name])
   np.testing.assert_array_equal(params['norm']['scale'], tensors['norm.weight'])
   np.testing.assert_array_equal(
     found.variables['batch_stats']['norm']['mean'], tensors['norm.running_mean']
@@ -156,7 +161,7 @@ def test_a_leaf_without_a_tensor():
 def test_a_tensor_without_a_leaf():
   variables = make_variables()
   del variables['params']['tokens']
-  with pytest.raises(InputError, match=r'1 of its 6 tensors .*\(tokens\)'):
+  with pytest.raises(InputError, match=r'1 of its 7 tensors .*\(tokens\)'):
     convert(make_tensors(), variables)
 
 
@@ -177,7 +182,7 @@ def test_weights_of_another_architecture():
   message = str(caught.value)
   assert '\n' not in message
   for part in (
-    '5 leaves of it get no tensor',
+    '6 leaves of it get no tensor',
     'layer0.attn.weight, layer1.attn.weight, layer2.attn.weight, and 6 more',
     'correct model.pretrained or model.name',
   ):
