@@ -120,8 +120,9 @@ def convert(
       homeless.append(name)
     elif path in found:
       raise InputError(
-        f'model.pretrained: {origin} has two tensors, {found[path]} and {name}, for '
-        f'{"/".join(path)} of {model}; allowed is one for each leaf: choose other weights'
+        f'model.pretrained: {origin} has two tensors, {found[path]} and '
+        f'{name}, for {"/".join(path)} of {model}; allowed is one for each '
+        'leaf: choose other weights'
       )
     else:
       found[path] = name
