@@ -234,6 +234,27 @@ def are_related(
   return related
 
 
+def are_listed(rows: np.ndarray, lists: np.ndarray) -> np.ndarray:
+  """Returns whether each entry of a row is in a list of the same row.
+
+  Args:
+    rows: [Q, K] int; negative is nothing, which is in no list.
+    lists: [Q, L] int, padded with a negative number.
+
+  Returns:
+    [Q, K] bool.
+
+  Example:
+    >>> are_listed(np.array([[3, 1, -1], [3, 1, 0]]), np.array([[1, -1], [3, 0]]
+    ...   )).tolist()
+    [[False, True, False], [True, False, True]]
+  """
+  listed = np.zeros(rows.shape, bool)
+  for own, entries, wanted in zip(listed, rows, lists, strict=True):
+    own[:] = np.isin(entries, wanted)
+  return listed & (rows >= 0)
+
+
 def pair_relevance(
   labels: np.ndarray, others: np.ndarray, grades: np.ndarray | None = None
 ) -> np.ndarray:

@@ -19,7 +19,7 @@ class Variant(NamedTuple):
   """
 
   postprocessing: tuple[str, ...]
-  result: metrics.ListResult
+  result: metrics.RetrievalResult
 
   def to_dict(self) -> dict[str, Any]:
     """Returns what a results file says of it."""
