@@ -77,7 +77,7 @@ class Ignored:
   ) -> np.ndarray:
     """Returns the rows of the gallery that each query ignores, for any reason.
 
-    Memory is Q times the most that a query ignores.
+    They take memory of Q times the most that one query ignores.
 
     Args:
       labels: [Q] int, or [Q, L] label sets, by which `cameras` knows positives.
@@ -87,18 +87,21 @@ class Ignored:
     Returns:
       [Q, L'] int64, each row once, padded with -1.
 
+    Raises:
+      InputError: see `checked`.
+
     Example:
       >>> ignored = Ignored([[3], []], cameras=(np.array([0, 1]),
       ...                                       np.array([0, 0, 1, 1])))
-      >>> ignored.checked(2, 4).rows_of_all(
-      ...   np.array([5, 6]), np.array([5, 6, 6, 5])).tolist()
+      >>> ignored.rows_of_all(np.array([5, 6]), np.array([5, 6, 6, 5])).tolist()
       [[3, 0], [2, -1]]
     """
+    checked = self.checked(len(labels), len(gallery_labels))
     found = [[] for _ in labels]
-    if self.rows is not None:
-      for own, rows in zip(found, self.rows, strict=True):
+    if checked.rows is not None:
+      for own, rows in zip(found, checked.rows, strict=True):
         own.append(rows[rows >= 0])
-    reasons = (self.sequences, False), (self.cameras, True)
+    reasons = (checked.sequences, False), (checked.cameras, True)
     for pair, among_positives in reasons:
       if pair is None:
         continue

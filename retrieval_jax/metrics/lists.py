@@ -93,9 +93,7 @@ def evaluate_lists(
     positives -= relations.are_related(labels, labels[itself], grades)[:, 0]
   is_ignored = np.zeros(indices.shape, bool)
   if ignored is not None:
-    rows = ignored.checked(len(labels), len(known_labels)).rows_of_all(
-      labels, known_labels, grades
-    )
+    rows = ignored.rows_of_all(labels, known_labels, grades)
     is_ignored = relations.are_listed(indices, rows)
     counted = relations.are_related(labels, known_labels[rows], grades)
     counted &= (rows >= 0) & ~(is_one_set & (rows == itself))

@@ -51,6 +51,7 @@ def ablate(
   *,
   list_length: int,
   grades: np.ndarray | None = None,
+  ignored: metrics.Ignored | None = None,
   memory_budget_mb: float = 128,
 ) -> tuple[Variant, ...]:
   """Measures the lists of each chain, all by the same metrics.
@@ -63,6 +64,7 @@ def ablate(
       gallery.
     list_length: of the lists.
     grades: [C, C], the relevance of each class to each; see `core.relations`.
+    ignored: what a query is not judged by, see `neighbors.rank`.
     memory_budget_mb: MiB of each step.
 
   Example:
@@ -77,13 +79,25 @@ def ablate(
     >>> with_threshold.result.metrics['returned_precision']
     0.75
   """
+  left_out = None
+  if ignored is not None:
+    known = query_labels if gallery_labels is None else gallery_labels
+    left_out = ignored.rows_of_all(query_labels, known, grades)
   variants = []
   for chain in compared:
     lists = neighbors.rank(
-      chain, embedded, list_length, memory_budget_mb=memory_budget_mb
+      chain,
+      embedded,
+      list_length,
+      left_out=left_out,
+      memory_budget_mb=memory_budget_mb,
     )
     result = metrics.evaluate_lists(
-      lists.indices, query_labels, gallery_labels, grades=grades
+      lists.indices,
+      query_labels,
+      gallery_labels,
+      grades=grades,
+      ignored=ignored,
     )
     variants.append(Variant(tuple(step.name for step in chain), result))
   return tuple(variants)
