@@ -50,6 +50,7 @@ _PROTOCOL_NAMES = {
   'num_unreadable_images': 'Images that cannot be read, left out',
   'num_lone_queries': 'Lone queries, without a match, left out',
   'gallery_size': 'Gallery images',
+  'ignored': 'Left out of the ranking of a query',
   'self_excluded': 'Each query excluded from its own ranking',
   'num_zero_embeddings': 'Embeddings that are zero',
   'tie_rate': 'Matches tied with another class',
@@ -95,7 +96,8 @@ class ReportData:
       are known by number only.
     query_images: indices [n] -> [n, H, W, C] uint8, C = 1 or 3.
     gallery_images: likewise.
-    neighbor_indices: [Q, K] int, gallery rows, nearest first, self excluded.
+    neighbor_indices: [Q, K] int, gallery rows, nearest first, without the query
+      itself and what it is not judged by; -1 where there are no more.
     neighbor_similarities: [Q, K] float.
     relevant: [Q, K] bool, whether a neighbour is what was looked for; None: if
       it is of the query's class.
@@ -138,7 +140,7 @@ class ReportData:
   @functools.cached_property
   def lone(self) -> np.ndarray:
     """[Q] bool, the queries without any match in the gallery."""
-    lone = np.zeros(len(self.query_labels), bool)
+    lone = self.neighbor_indices[:, 0] < 0
     for scores in self.evaluation.per_query.values():
       lone |= np.isnan(scores)
     return lone
@@ -146,10 +148,11 @@ class ReportData:
   @functools.cached_property
   def right(self) -> np.ndarray:
     """[Q, K] bool, whether a neighbour is what was looked for."""
-    if self.relevant is not None:
-      return self.relevant
-    found = self.gallery_labels[self.neighbor_indices]
-    return found == self.query_labels[:, None]
+    right = self.relevant
+    if right is None:
+      found = self.gallery_labels[self.neighbor_indices]
+      right = found == self.query_labels[:, None]
+    return right & (self.neighbor_indices >= 0)
 
 
 def write_report(path: str | os.PathLike, data: ReportData) -> None:
@@ -196,11 +199,12 @@ def gallery_image(
   """
   chosen = inspection.sample_queries(data.query_labels, data.lone, num_queries)
   neighbors = data.neighbor_indices[chosen, :k]
-  images = data.gallery_images(neighbors.reshape(-1))
+  images = data.gallery_images(np.maximum(neighbors, 0).reshape(-1))
   return plots.neighbor_sheet(
     data.query_images(chosen),
     images.reshape(*neighbors.shape, *images.shape[1:]),
     data.right[chosen, :k],
+    neighbors >= 0,
   )
 
 
@@ -222,7 +226,7 @@ def _results(data: ReportData) -> str:
   facts = {
     _PROTOCOL_NAMES.get(name, name.replace('_', ' ').capitalize()): value
     for name, value in protocol.items()
-    if isinstance(value, str | int | float)
+    if isinstance(value, str | int | float) or name == 'ignored'
   }
   if data.selection:
     facts = {'Measured': data.selection} | facts
@@ -455,9 +459,12 @@ def _details(data: ReportData) -> str:
 def _query_rows(
   data: ReportData, chosen: np.ndarray, notes: Sequence[str]
 ) -> str:
-  """Queries, each with its neighbours framed by whether they are right."""
+  """Queries, each with its neighbours framed by whether they are right.
+
+  A list that has ended shows fewer.
+  """
   neighbors = data.neighbor_indices[chosen, :_NUM_NEIGHBORS]
-  images = data.gallery_images(neighbors.reshape(-1))
+  images = data.gallery_images(np.maximum(neighbors, 0).reshape(-1))
   images = images.reshape(*neighbors.shape, *images.shape[1:])
   query_images = data.query_images(chosen)
   rows = []
@@ -471,8 +478,8 @@ def _query_rows(
       notes[i],
     )
     tiles = []
-    for j, neighbor in enumerate(neighbors[i]):
-      name = data.class_name(int(data.gallery_labels[neighbor]))
+    for j in np.flatnonzero(neighbors[i] >= 0):
+      name = data.class_name(int(data.gallery_labels[neighbors[i, j]]))
       kind, mark = ('right', '✓') if data.right[query, j] else ('wrong', '✗')
       tiles.append(
         report_page.tile(

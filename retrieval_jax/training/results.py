@@ -195,11 +195,13 @@ def _report_data(
 ) -> report.ReportData:
   group = measured.group
   exclude_self = group.gallery is None
-  similarities, indices = neighbors.top_k(
-    measured.query_embeddings,
-    measured.gallery_embeddings,
+  similarities, indices = neighbors.rank(
+    (),
+    neighbors.Embedded(
+      measured.query_embeddings, measured.gallery_embeddings, exclude_self
+    ),
     min(10, len(group.searched) - exclude_self),
-    exclude_self=exclude_self,
+    left_out=measured.ignored_rows,
     memory_budget_mb=config.eval.memory_budget_mb,
   )
   labels = group.query.labels, group.searched.labels
@@ -249,10 +251,11 @@ def _pairs(config, measured) -> dict[str, Any]:
     self_excluded=group.gallery is None,
     grades=measured.grades,
     budget=tiles.check_memory_budget(config.eval.memory_budget_mb),
+    has_ignored=measured.ignored is not None,
   )
   try:
     found = verification.verify(task)
-  except InputError as error:  # One kind alone, or too little memory.
+  except InputError as error:  # One kind, too little memory, or ignored rows.
     return {'pairs_note': f'Pairs are not shown: {error}.'}
   note = ''
   if len(query) < len(group.query) or len(gallery) < len(group.searched):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from retrieval_jax import data, metrics, neighbors
-from retrieval_jax.core import relations
+from retrieval_jax.core import relations, tiles
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.training import config_checks, evaluation, loop
+from retrieval_jax.training import config_checks, evaluation, loop, results
 
 _NAMES = ('precision_at_1', 'ndcg', 'category_macro_ndcg', 'macro_ndcg')
 
@@ -174,6 +174,40 @@ def test_post_processing_ignores_too(known, make_config):
   assert with_it.result.metrics['mean_average_precision_at_20'] == (
     pytest.approx(np.mean(values))
   )
+
+
+def test_the_page_shows_nothing_that_is_ignored(known, make_config, tmp_path):
+  config = make_config(eval__ignore=('sequence', 'domain'))
+  x = np.random.default_rng(0).normal(size=(120, 6)).astype(np.float32)
+  found = _evaluate(config, known, x, np.ones(120, bool))
+  page = results._report_data(
+    str(tmp_path),
+    config,
+    known,
+    'test',
+    found,
+    results.Selection(1, (), None),
+    (),
+  )
+  rows = data.DATASETS['tiny']()
+  asked, searched = np.arange(80, 120), np.arange(80)
+  order = np.argsort(
+    -tiles.unit_rows(x[asked]) @ tiles.unit_rows(x[searched]).T
+  )
+  for i, ranking, shown, right in zip(
+    asked, order, page.neighbor_indices, page.right, strict=True
+  ):
+    judged = []
+    for j in ranking:
+      same = rows.labels[i] == rows.labels[j]
+      if not (
+        rows.sequence[i] == rows.sequence[j] >= 0
+        or (same and rows.domain[i] == rows.domain[j])
+      ):
+        judged.append((j, same))
+    assert list(zip(shown, right, strict=True)) == judged[:10]
+  assert page.pairs is None
+  assert 'ignored rows' in page.pairs_note
 
 
 def test_lists_need_room_for_what_is_ignored(known, make_config):

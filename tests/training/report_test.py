@@ -197,6 +197,33 @@ class PageTest(parameterized.TestCase):
     np.testing.assert_array_equal(rows[:, 1:] == 'right', data.right[shown])
     self.assertEqual(set(data.query_labels[shown]), {0, 1, 2, 3})
 
+  def test_lists_that_end_show_fewer(self):
+    data = _data()
+    indices = data.neighbor_indices.copy()
+    indices[:, 7:] = -1
+    indices[3] = -1
+    data = dataclasses.replace(data, neighbor_indices=indices)
+    self.assertFalse(data.right[:, 7:].any())
+    page = _Page(report.render_report(data))
+    self.assertLen(page.images['neighbors'], 8 * 8)
+    for section in ('neighbors', 'confusions'):
+      self.assertFalse(
+        any(alt.startswith('query 3,') for alt in page.images[section])
+      )
+    self.assertEqual(
+      report.gallery_image(data, num_queries=2, k=8).shape[0], 2 * 78 + 4
+    )
+    # With a query that has no neighbour at all, as wide as ever.
+    wrong = np.sum(~data.right[:, 0]) - 1
+    self.assertIn(f'all {wrong}', page.text['map'])
+
+  def test_says_what_is_left_out(self):
+    data = _data()
+    told = ["rows of the query's own sequence", 'rows listed']
+    protocol = data.evaluation.protocol | {'ignored': told}
+    page = _Page(report.render_report(_evaluation(data, protocol=protocol)))
+    self.assertIn(', '.join(told), page.text['results'])
+
   def test_failures_come_lowest_first(self):
     data = _data()
     page = _Page(report.render_report(data))
