@@ -326,6 +326,35 @@ def pack_label_sets(sets: np.ndarray) -> np.ndarray:
   return packed[:, : max(1, int(is_label.sum(axis=1).max(initial=0)))]
 
 
+def number_labels(
+  labels: np.ndarray, others: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns labels as numbers from 0, equal where they are; int32 holds them.
+
+  Args:
+    labels: [N] int, or [N, L] label sets.
+    others: [M] or [M, L'] likewise, numbered alike.
+
+  Returns:
+    Two int64 arrays of their shapes, with -1 for what is no label of a set. A
+    negative int is as good a class as any other, and has a number.
+
+  Example:
+    >>> [x.tolist() for x in number_labels(
+    ...   np.array([[7, 2**40], [3, -1]]), np.array([[2**40, 3]]))]
+    [[[1, 2], [0, -1]], [[2, 0]]]
+  """
+  known = np.unique(np.concatenate([labels, others], axis=None))
+  if labels.ndim == 2:
+    known = known[known >= 0]
+
+  def number(given):
+    numbers = np.searchsorted(known, given)
+    return np.where(given >= 0, numbers, -1) if given.ndim == 2 else numbers
+
+  return number(labels), number(others)
+
+
 def check_labels(
   labels, name: str = 'labels', *, label_sets: bool = False
 ) -> np.ndarray:
