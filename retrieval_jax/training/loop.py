@@ -22,7 +22,7 @@ from retrieval_jax.training import (
   distributed,
   doctor,
   optim,
-  report,
+  report_queries,
   reporting,
   results,
   steps,
@@ -413,7 +413,9 @@ def _train(
       workdir, config, experiment.dataset, found, selection, ablation
     )
     for name, page in pages.items():
-      reporter.image(step, f'eval/gallery/{name}', report.gallery_image(page))
+      reporter.image(
+        step, f'eval/gallery/{name}', report_queries.gallery_image(page)
+      )
   return next(iter(found.values())).result.metrics
 
 
