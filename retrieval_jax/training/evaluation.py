@@ -38,8 +38,8 @@ class Evaluation(NamedTuple):
   ignored: metrics.Ignored | None = None
 
   @property
-  def ignored_rows(self) -> np.ndarray | None:
-    """[Q, L] rows of the gallery that a query is not judged by, or None."""
+  def removed(self) -> np.ndarray | None:
+    """[Q, R] int64 gallery rows in no ranking, padded with -1; None: none."""
     if self.ignored is None:
       return None
     labels = self.group.query.labels, self.group.searched.labels
@@ -204,13 +204,9 @@ class Evaluator:
           train=rows,
           train_labels=labels,
         ),
-        measured.group.query.labels,
-        None
-        if measured.group.gallery is None
-        else measured.group.gallery.labels,
-        grades=measured.grades,
-        ignored=measured.ignored,
+        functools.partial(_evaluate_lists, measured),
         list_length=self._config.list_length,
+        left_out=measured.removed,
         memory_budget_mb=self._config.memory_budget_mb,
       )
       for name, measured in found.items()
@@ -222,6 +218,20 @@ def _variables(replicated_state):
     'params': replicated_state.params['embedder'],
     'batch_stats': replicated_state.batch_stats,
   }
+
+
+def _evaluate_lists(
+  measured: Evaluation, indices: np.ndarray
+) -> metrics.RetrievalResult:
+  """Returns the metrics of ranked lists of a set."""
+  group = measured.group
+  return metrics.evaluate_lists(
+    indices,
+    group.query.labels,
+    None if group.gallery is None else group.gallery.labels,
+    grades=measured.grades,
+    ignored=measured.ignored,
+  )
 
 
 def _embed_batch(variables, images, mask, *, task):
