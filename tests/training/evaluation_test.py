@@ -9,7 +9,8 @@ import pytest
 from retrieval_jax import data, metrics, neighbors
 from retrieval_jax.core import relations, tiles
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.training import config_checks, evaluation, loop, results
+from retrieval_jax.training import config_checks, evaluation, results
+from retrieval_jax.training.experiment import make_experiment
 
 _NAMES = ('precision_at_1', 'ndcg', 'category_macro_ndcg', 'macro_ndcg')
 
@@ -92,7 +93,7 @@ def test_an_experiment_says_what_it_ignored(known, make_config):
     eval__ignore=('sequence',),
     eval__same_category_grade=0.5,
   )
-  experiment = loop.make_experiment(config)
+  experiment = make_experiment(config)
   x = np.random.default_rng(0).normal(size=(120, 6)).astype(np.float32)
   found = _measure(
     experiment.evaluate, experiment.dataset, x, np.ones(120, bool)
