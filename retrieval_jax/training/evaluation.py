@@ -2,7 +2,7 @@
 
 import collections
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from retrieval_jax import data, metrics, neighbors
-from retrieval_jax.core import collectives, relations
+from retrieval_jax.core import collectives
 from retrieval_jax.training import ablation as ablation_lib
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import state as state_lib
@@ -27,6 +27,7 @@ class Evaluation(NamedTuple):
     gallery_embeddings: [N, D] likewise, of `group.searched`.
     grades: [C, C] float32, the relevance of each class to each; None: a class
       is relevant to itself alone.
+    ignored: what the queries were not judged by.
   """
 
   result: metrics.RetrievalResult
@@ -34,6 +35,15 @@ class Evaluation(NamedTuple):
   query_embeddings: np.ndarray
   gallery_embeddings: np.ndarray
   grades: np.ndarray | None = None
+  ignored: metrics.Ignored | None = None
+
+  @property
+  def removed(self) -> np.ndarray | None:
+    """[Q, R] int64 gallery rows in no ranking, padded with -1; None: none."""
+    if self.ignored is None:
+      return None
+    labels = self.group.query.labels, self.group.searched.labels
+    return self.ignored.rows_of_all(*labels, self.grades)
 
 
 class Evaluator:
@@ -55,11 +65,8 @@ class Evaluator:
     """
     self._config = config.eval
     self._postprocessing = config_lib.postprocessing(config)
-    self._grades = None
-    if config.eval.same_category_grade > 0:
-      self._grades = relations.category_grades(
-        class_categories, config.eval.same_category_grade
-      )
+    self._grades = config_lib.grades(config, class_categories)
+    self._ignored = functools.partial(config_lib.ignored, config)
     self._max_unreadable_share = config.data.max_unreadable_share
     self._p_embed = jax.pmap(
       functools.partial(_embed_batch, task=task), axis_name=state_lib.AXIS
@@ -140,6 +147,7 @@ class Evaluator:
         np.flatnonzero(can_ask), np.flatnonzero(can_be_found)
       )
       query_rows, gallery_rows = query_rows[can_ask], gallery_rows[can_be_found]
+    ignored = self._ignored(group)
     against = ()
     if group.gallery is not None:
       against = gallery_rows, group.gallery.labels
@@ -150,14 +158,16 @@ class Evaluator:
       metrics=tuple(self._config.metrics),
       grades=self._grades,
       categories=group.categories,
-      ignored=_ignored(self._config.ignore, group),
+      ignored=ignored,
       memory_budget_mb=self._config.memory_budget_mb,
       all_processes=True,
       curves=curves,
     )
     if unreadable:
       result.protocol['num_unreadable_images'] = unreadable
-    return Evaluation(result, group, query_rows, gallery_rows, self._grades)
+    return Evaluation(
+      result, group, query_rows, gallery_rows, self._grades, ignored
+    )
 
   def ablate(
     self,
@@ -194,12 +204,9 @@ class Evaluator:
           train=rows,
           train_labels=labels,
         ),
-        measured.group.query.labels,
-        None
-        if measured.group.gallery is None
-        else measured.group.gallery.labels,
-        grades=self._grades,
+        functools.partial(_evaluate_lists, measured),
         list_length=self._config.list_length,
+        left_out=measured.removed,
         memory_budget_mb=self._config.memory_budget_mb,
       )
       for name, measured in found.items()
@@ -213,15 +220,17 @@ def _variables(replicated_state):
   }
 
 
-def _ignored(
-  columns: Sequence[str], group: data.EvaluationSet
-) -> metrics.Ignored | None:
-  """Returns what the queries of a set are not judged by."""
-  if not columns:
-    return None
-  return metrics.Ignored(
-    sequences=group.sequences if 'sequence' in columns else None,
-    cameras=group.domains if 'domain' in columns else None,
+def _evaluate_lists(
+  measured: Evaluation, indices: np.ndarray
+) -> metrics.RetrievalResult:
+  """Returns the metrics of ranked lists of a set."""
+  group = measured.group
+  return metrics.evaluate_lists(
+    indices,
+    group.query.labels,
+    None if group.gallery is None else group.gallery.labels,
+    grades=measured.grades,
+    ignored=measured.ignored,
   )
 
 

@@ -19,6 +19,7 @@ from retrieval_jax.training import (
   per_query,
   projector,
   report,
+  report_data,
   reporting,
 )
 from retrieval_jax.training import config as config_lib
@@ -76,7 +77,7 @@ def write_results(
   found: Mapping[str, evaluation.Evaluation],
   selection: Selection,
   ablation: Mapping[str, Sequence[ablation_lib.Variant]],
-) -> dict[str, report.ReportData]:
+) -> dict[str, report_data.ReportData]:
   """Writes `results.json`, the values per query and the pages; prints metrics.
 
   Args:
@@ -192,14 +193,16 @@ def _write_projection(workdir, config, name, page) -> None:
 
 def _report_data(
   workdir, config, dataset, name, measured, selection, ablation
-) -> report.ReportData:
+) -> report_data.ReportData:
   group = measured.group
   exclude_self = group.gallery is None
-  similarities, indices = neighbors.top_k(
-    measured.query_embeddings,
-    measured.gallery_embeddings,
+  similarities, indices = neighbors.rank(
+    (),
+    neighbors.Embedded(
+      measured.query_embeddings, measured.gallery_embeddings, exclude_self
+    ),
     min(10, len(group.searched) - exclude_self),
-    exclude_self=exclude_self,
+    left_out=measured.removed,
     memory_budget_mb=config.eval.memory_budget_mb,
   )
   labels = group.query.labels, group.searched.labels
@@ -208,7 +211,7 @@ def _report_data(
   watched = name
   if dataset.validations:
     watched = name.removesuffix('test') + 'validation'
-  return report.ReportData(
+  return report_data.ReportData(
     title=f'{config.loss.name} on {dataset.name}',
     config=config.to_dict(),
     evaluation=measured.result,
@@ -249,10 +252,11 @@ def _pairs(config, measured) -> dict[str, Any]:
     self_excluded=group.gallery is None,
     grades=measured.grades,
     budget=tiles.check_memory_budget(config.eval.memory_budget_mb),
+    has_ignored=measured.ignored is not None,
   )
   try:
     found = verification.verify(task)
-  except InputError as error:  # One kind alone, or too little memory.
+  except InputError as error:  # One kind, too little memory, or ignored rows.
     return {'pairs_note': f'Pairs are not shown: {error}.'}
   note = ''
   if len(query) < len(group.query) or len(gallery) < len(group.searched):
