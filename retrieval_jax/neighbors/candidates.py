@@ -157,6 +157,36 @@ def _add(best, waiting, num_waiting):
   return keys[:, more:].copy()
 
 
+def best_of(
+  row: np.ndarray,
+  scores: np.ndarray,
+  gallery_rows: np.ndarray,
+  num_candidates: int,
+  num_rows: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the best of scored pairs, the lower gallery row among equals.
+
+  Args:
+    row: [P] int, of the block, below 2^16.
+    scores: [P] float32.
+    gallery_rows: [P] int, no pair twice.
+    num_candidates: K, how many are kept of each row.
+    num_rows: B, rows of the block.
+
+  Returns:
+    As `find_on_host`.
+
+  Example:
+    >>> row, score = np.array([0, 0, 1]), np.float32([0.5, 0.7, 0.2])
+    >>> best_of(row, score, np.array([4, 2, 4]), 2, 2)[1].tolist()
+    [[2, 4], [4, -1]]
+  """
+  best = np.full((num_rows, num_candidates), _NOTHING)
+  keys = _keys(scores, gallery_rows)
+  num_waiting = np.bincount(row, minlength=num_rows)
+  return _decode(_descending(_add(best, [(row, keys)], num_waiting)))
+
+
 def _descending(keys):
   return np.sort(keys, axis=1)[:, ::-1]
 

@@ -102,6 +102,34 @@ class TopKTest(parameterized.TestCase):
       equal = np.flatnonzero((gallery == query).all(axis=1))
       np.testing.assert_array_equal(found, equal[:30])
 
+  @parameterized.product(k=(3, 300), nearest=('first', 'last'))
+  def test_the_order_of_the_gallery_changes_nothing(self, k, nearest):
+    # Whole numbers, so that products are exact and many are equal.
+    queries, gallery = (
+      (4 * _draw(12, seed=1)).round(),
+      (4 * _draw(9000)).round(),
+    )
+    # One query finds its best rows in one place, the others all over.
+    by = np.argsort(gallery @ queries[0], kind='stable')
+    gallery = gallery[by if nearest == 'last' else by[::-1]]
+    found, indices = neighbors.top_k(queries, gallery, k, distance='dot')
+    similarities = queries.astype(float) @ gallery.T
+    order = np.argsort(-similarities, axis=1, kind='stable')[:, :k]
+    np.testing.assert_array_equal(indices, order)
+    np.testing.assert_array_equal(
+      found, np.take_along_axis(similarities, order, axis=1)
+    )
+
+  def test_overflow_to_nan_is_never_found(self):
+    gallery = np.full((200, 2), 1e30, np.float32)
+    gallery[:100, 1] = -1e30  # Infinity less infinity.
+    gallery[150] = 1.0
+    queries = np.full((1, 2), 1e30, np.float32)
+    scores_, indices = neighbors.top_k(queries, gallery, 100, distance='dot')
+    infinite = [i for i in range(100, 200) if i != 150]
+    self.assertEqual(indices[0].tolist(), [*infinite, 150])
+    self.assertTrue(np.isfinite(scores_[0, -1]))
+
   def test_exclude_self_keeps_duplicates(self):
     x = _draw(20)
     x[13] = x[2]
