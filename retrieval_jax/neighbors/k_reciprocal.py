@@ -111,7 +111,8 @@ def k_reciprocal_reranking(
   nodes = tiles.unit_rows(
     gallery if is_one_set else np.concatenate([queries, gallery])
   )
-  codes, largest = _encode(nodes, k1, k2, budget)
+  others = near[:, :k1] if is_one_set and k >= k1 else None
+  codes, largest = _encode(nodes, others, k1, k2, budget)
   of_column = codes[first:].T.tocsr()
   # What is added up for a query: its code's columns.
   num_shared = np.append(0, np.cumsum(np.diff(of_column.indptr)[codes.indices]))
@@ -195,12 +196,21 @@ def _distances(cosines):
   return np.maximum(2 - 2 * cosines.astype(np.float64), 0)
 
 
-def _encode(nodes, k1, k2, budget):
-  """Returns the codes V as [M, M] CSR, and the largest distances [M]."""
+def _encode(nodes, others, k1, k2, budget):
+  """Returns the codes V as [M, M] CSR, and the largest distances [M].
+
+  Args:
+    nodes: [M, D] unit rows.
+    others: [M, k1], the nearest other nodes of each, if they are known.
+    k1: of `k_reciprocal_reranking`.
+    k2: likewise.
+    budget: bytes for the blocks.
+  """
   budget_mb = budget / tiles.MIB
-  _, others = search.top_k(
-    nodes, nodes, k1, exclude_self=True, memory_budget_mb=budget_mb
-  )
+  if others is None:
+    _, others = search.top_k(
+      nodes, nodes, k1, exclude_self=True, memory_budget_mb=budget_mb
+    )
   # The least cosine is the greatest with the opposite.
   greatest, _ = search.top_k(-nodes, nodes, 1, memory_budget_mb=budget_mb)
   largest = _distances(-greatest[:, 0])
