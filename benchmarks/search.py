@@ -14,10 +14,13 @@ faiss looks for one neighbour more.
 prints instead the recall of the bfloat16 pass for each `oversampling`.
 """
 
+import pathlib
 import sys
 
 import numpy as np
 import paired
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 DIM = 128
 _OVERSAMPLINGS = (1.0, 1.1, 1.25, 1.5, 2.0, 4.0)

@@ -25,7 +25,7 @@ gallery = np.load(path, mmap_mode='r')
 picked = np.arange(int(num_queries)) * 7
 queries = np.array(gallery[picked])
 options = {'memory_budget_mb': float(budget)}
-neighbors.top_k(queries, queries, 10, **options)  # Compiles.
+neighbors.top_k(queries, queries, 10, **options)  # Starts JAX.
 before = peak_mib()
 indices = neighbors.top_k(queries, gallery, 10, **options)[1]
 print(json.dumps({
@@ -55,7 +55,6 @@ def test_a_mapped_gallery_is_searched_in_the_budget(tmp_path):
   found = json.loads(done.stdout.splitlines()[-1])
   assert found['all_found']
   assert not found['tensorflow']
-  # The budget, and what the allocator and the compiler keep for themselves.
-  limit = 2 * _BUDGET_MIB
-  assert limit < path.stat().st_size / 2**20
-  assert found['extra_mib'] < limit
+  # The budget, and about 70 MiB of the compiler and the allocator. With pages
+  # of the map, or a copy of the file, it would be 98 MiB more.
+  assert found['extra_mib'] < _BUDGET_MIB + 110

@@ -8,7 +8,7 @@ from absl.testing import absltest, parameterized
 
 from retrieval_jax import neighbors
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.neighbors import scores, search
+from retrieval_jax.neighbors import candidates, scores, search
 
 
 def _draw(number, dim=16, seed=0):
@@ -120,15 +120,13 @@ class TopKTest(parameterized.TestCase):
       found, np.take_along_axis(similarities, order, axis=1)
     )
 
-  def test_overflow_to_nan_is_never_found(self):
-    gallery = np.full((200, 2), 1e30, np.float32)
-    gallery[:100, 1] = -1e30  # Infinity less infinity.
-    gallery[150] = 1.0
-    queries = np.full((1, 2), 1e30, np.float32)
-    scores_, indices = neighbors.top_k(queries, gallery, 100, distance='dot')
-    infinite = [i for i in range(100, 200) if i != 150]
-    self.assertEqual(indices[0].tolist(), [*infinite, 150])
-    self.assertTrue(np.isfinite(scores_[0, -1]))
+  def test_nan_is_the_worst_and_zeros_are_equal(self):
+    scored = np.array([np.nan, -0.0, 0.0, -np.nan, -1.0, 2.0], np.float32)
+    found, rows = candidates.best_of(
+      np.zeros(6, int), scored, np.arange(6), 5, num_rows=1
+    )
+    self.assertEqual(rows[0, :4].tolist(), [5, 1, 2, 4])
+    self.assertEqual(found[0].tolist(), [2.0, 0.0, 0.0, -1.0, -np.inf])
 
   def test_exclude_self_keeps_duplicates(self):
     x = _draw(20)
