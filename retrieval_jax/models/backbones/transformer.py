@@ -114,7 +114,7 @@ class SelfAttention(nn.Module):
     """Maps tokens [B, N, F] to tokens [B, N, F]."""
     width = x.shape[-1]
     qkv = dense(3 * width, self.dtype, 'qkv')(x)
-    qkv = qkv.reshape(*x.shape[:2], 3, self.num_heads, -1)
+    qkv = qkv.reshape(*x.shape[:2], 3, self.num_heads, width // self.num_heads)
     y = jax.nn.dot_product_attention(*(qkv[:, :, i] for i in range(3)))
     return dense(width, self.dtype, 'out')(y.reshape(x.shape))
 
@@ -170,17 +170,15 @@ class AttentionPool(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps tokens [B, N, F] to one vector [B, F]."""
-    batch, _, width = x.shape
+    batch, count, width = x.shape
+    head = (self.num_heads, width // self.num_heads)
     query = self.param(
       'query', nn.initializers.truncated_normal(width**-0.5), (1, 1, width)
     )
     q = dense(width, self.dtype, 'q')(query)
-    q = jnp.broadcast_to(
-      q.reshape(1, 1, self.num_heads, -1),
-      (batch, 1, self.num_heads, width // self.num_heads),
-    )
+    q = jnp.broadcast_to(q.reshape(1, 1, *head), (batch, 1, *head))
     kv = dense(2 * width, self.dtype, 'kv')(x)
-    kv = kv.reshape(*x.shape[:2], 2, self.num_heads, -1)
+    kv = kv.reshape(batch, count, 2, *head)
     y = jax.nn.dot_product_attention(q, kv[:, :, 0], kv[:, :, 1])
     y = dense(width, self.dtype, 'out')(y.reshape(batch, width))
     hidden = layer_norm(self.epsilon, self.dtype, 'norm')(y)

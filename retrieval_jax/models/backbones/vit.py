@@ -49,7 +49,7 @@ class ViT(nn.Module):
     stochastic_depth: the share of images that skip the last block's branches,
       in training; less before it, in equal steps from 0.
     remat: whether the gradient computes each block again, instead of keeping
-      what is in it: less memory, about a third more time.
+      what is in it: less memory for one more forward pass.
     axis_name: the axis of the devices, which every backbone is told. LN looks
       at one token alone.
     dtype: of the computation; parameters are float32.
@@ -110,7 +110,8 @@ class ViT(nn.Module):
 
     Raises:
       InputError: for images of another rank, or whose height or width is no
-        multiple of the patch size. They are neither cropped nor padded.
+        multiple of the patch size (they are neither cropped nor padded), or a
+        native size below the patch size.
     """
     self._check(images)
     patches = nn.Conv(
@@ -123,7 +124,8 @@ class ViT(nn.Module):
       name='patch_embed',
     )(images)
     batch, *grid, _ = patches.shape
-    x = self._add_tokens(patches.reshape(batch, -1, self.width), tuple(grid))
+    x = patches.reshape(batch, grid[0] * grid[1], self.width)
+    x = self._add_tokens(x, tuple(grid))
     x = nn.Dropout(self.layer_dropout, deterministic=not train)(x)
     if self.pre_norm:
       x = self._norm('pre_norm')(x)
@@ -164,6 +166,11 @@ class ViT(nn.Module):
         f'images have shape {images.shape}; allowed is (batch, height, width, '
         'channels): add the missing axis'
       )
+    if self.native_size < size:
+      raise InputError(
+        f'native_size is {self.native_size}; allowed is at least the patch '
+        f'size, {size}: set it to what the position embeddings are for'
+      )
     height, width = images.shape[1:3]
     if min(height, width) < size or height % size or width % size:
       near = [max(round(n / size), 1) * size for n in (height, width)]
@@ -195,7 +202,7 @@ class ViT(nn.Module):
     if self.registers:
       tokens.append(self._token('registers', self.registers))
     tokens = [
-      jnp.broadcast_to(token, (len(x), *token.shape[1:])).astype(x.dtype)
+      jnp.broadcast_to(token, (x.shape[0], *token.shape[1:])).astype(x.dtype)
       for token in tokens
     ]
     return jnp.concatenate([*tokens, x], axis=1)

@@ -57,8 +57,13 @@ def initial_shapes(vit, images):
 
 
 @functools.cache
-def initial_variables(vit):
-  return jax.jit(vit.init, static_argnums=2)(jax.random.key(0), IMAGES, False)
+def known_variables(vit):
+  # Compiling `init` would take longer than the tests.
+  shapes = shapes_of(initial_shapes(vit, IMAGES))
+  flat = vit_weights.weights(
+    {k.replace('/', '.'): s for k, s in shapes.items()}
+  )
+  return flax.traverse_util.unflatten_dict(flat, sep='.')
 
 
 def check_case(case, vit):
@@ -114,28 +119,26 @@ class ParityTest(parameterized.TestCase):
 
 class OptionsTest(parameterized.TestCase):
   def test_remat_changes_nothing_but_memory(self):
-    variables = initial_variables(TINY)
+    vit = dataclasses.replace(TINY, depth=1)
+    variables = known_variables(vit)
 
     def loss(variables, remat):
-      vit = dataclasses.replace(TINY, remat=remat, layer_dropout=0.3)
-      features = vit.apply(
-        variables, IMAGES, True, rngs={'dropout': jax.random.key(1)}
-      )
-      return jnp.sum(jnp.sin(features.token)) + jnp.sum(features.maps[0] ** 2)
+      module = dataclasses.replace(vit, remat=remat)
+      return jnp.sum(jnp.sin(module.apply(variables, IMAGES, True).token))
 
-    gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
     plain, again = gradient(variables, False), gradient(variables, True)
     jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
       plain,
       again,
     )
     jaxpr = str(jax.make_jaxpr(lambda v: loss(v, True))(variables))
-    self.assertEqual(jaxpr.count('remat2['), TINY.depth)
+    self.assertEqual(jaxpr.count('remat2['), 1)
 
   def test_nothing_is_dropped_outside_training(self):
     vit = dataclasses.replace(TINY, layer_dropout=0.5, stochastic_depth=0.5)
-    variables = initial_variables(TINY)
+    variables = known_variables(TINY)
     np.testing.assert_array_equal(
       apply(vit, variables, IMAGES).token, apply(TINY, variables, IMAGES).token
     )
@@ -143,7 +146,7 @@ class OptionsTest(parameterized.TestCase):
   def test_stochastic_depth_skips_whole_images_the_last_block_most(self):
     vit = dataclasses.replace(TINY, depth=3, stochastic_depth=0.5)
     images = np.repeat(IMAGES[:1], 64, axis=0)
-    variables = initial_variables(vit)
+    variables = known_variables(vit)
     found = apply(vit, variables, images, True, jax.random.key(2)).token
     # Of blocks 0, 1, 2 the last two have two branches each, which are skipped
     # or doubled (block 1: kept in 3 of 4, times 4/3): at most 16 outcomes.
@@ -163,8 +166,8 @@ class OptionsTest(parameterized.TestCase):
     np.testing.assert_allclose(first, first[:1].repeat(64, 0), atol=1e-6)
 
   def test_dropout_drops(self):
-    vit = dataclasses.replace(TINY, layer_dropout=0.5)
-    variables = initial_variables(TINY)
+    vit = dataclasses.replace(TINY, depth=1, layer_dropout=0.5)
+    variables = known_variables(vit)
     one, two = (
       apply(vit, variables, IMAGES, True, jax.random.key(i)).token
       for i in (0, 1)
@@ -195,6 +198,19 @@ class OptionsTest(parameterized.TestCase):
       {leaf.dtype for leaf in jax.tree.leaves(shapes)}, {jnp.dtype('float32')}
     )
 
+  @parameterized.parameters(True, False)
+  def test_exports_for_any_batch(self, class_token):
+    vit = dataclasses.replace(TINY, class_token=class_token, depth=1)
+    variables = initial_shapes(vit, IMAGES)
+    shape = jax.export.symbolic_shape('b, 8, 12, 3')
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    exported = jax.export.export(
+      jax.jit(lambda variables, images: vit.apply(variables, images, False))
+    )(variables, images)
+    tokens, token = exported.out_avals
+    self.assertEqual(tokens.shape[1:], (2, 3, 12))
+    self.assertEqual(token.shape, (shape[0], 12))
+
   def test_grey_images_pass(self):
     shapes = initial_shapes(TINY, IMAGES[..., :1])
     kernel = shapes['params']['patch_embed']['kernel']
@@ -211,3 +227,9 @@ class BadInputTest(parameterized.TestCase):
   def test_images_that_are_no_whole_patches(self, shape, message):
     with self.assertRaisesRegex(InputError, message):
       TINY.init(jax.random.key(0), jnp.zeros(shape), False)
+
+  def test_native_size_below_the_patch_size(self):
+    with self.assertRaisesRegex(InputError, 'native_size is 3; .* size, 4'):
+      dataclasses.replace(TINY, native_size=3).init(
+        jax.random.key(0), IMAGES, False
+      )
