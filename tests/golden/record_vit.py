@@ -312,13 +312,15 @@ def rounded(values: torch.Tensor) -> list:
 
 
 def outline(name: str) -> dict[str, Any]:
-  """Returns the tensors of timm's model outside its blocks and in the first."""
+  """Returns what timm's model has outside its blocks and in the first."""
   with torch.device('meta'):
     model = timm.create_model(name)
   shapes = {k: list(v.shape) for k, v in model.state_dict().items()}
   return {
     'depth': len(model.blocks),
     'num_heads': model.blocks[0].attn.num_heads,
+    'epsilon': model.norm.eps,
+    'activation': type(model.blocks[0].mlp.act).__name__,
     'shapes': {
       k: v
       for k, v in shapes.items()

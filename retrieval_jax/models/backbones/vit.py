@@ -49,7 +49,8 @@ class ViT(nn.Module):
     stochastic_depth: the share of images that skip the last block's branches,
       in training; less before it, in equal steps from 0.
     remat: whether the gradient computes each block again, instead of keeping
-      what is in it: less memory for one more forward pass.
+      what is in it: less memory for one more forward pass. On a CPU nothing is
+      saved: XLA drops the barriers there that keep the passes apart.
     axis_name: the axis of the devices, which every backbone is told. LN looks
       at one token alone.
     dtype: of the computation; parameters are float32.

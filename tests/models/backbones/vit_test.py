@@ -100,7 +100,7 @@ class ParityTest(parameterized.TestCase):
     check_case(case, ViT(**VIT_VARIANTS[case['vit']]))
 
   @parameterized.parameters(*VIT_VARIANTS)
-  def test_variant_has_the_shapes_of_theirs(self, name):
+  def test_variant_is_theirs(self, name):
     if name not in GOLDEN['variants']:
       self.assertIn(name, ('vit_small_patch14', 'vit_base_patch14'))
       return
@@ -108,6 +108,11 @@ class ParityTest(parameterized.TestCase):
     self.assertEqual(ours['depth'], theirs['depth'])
     self.assertEqual(ours['num_heads'], theirs['num_heads'])
     vit = ViT(**{**ours, 'depth': 1})
+    self.assertEqual(vit.epsilon, theirs['epsilon'])
+    activation = {'gelu': 'GELU', 'quick_gelu': 'QuickGELU'}
+    # timm takes the exact GELU for SigLIP, which was trained with the other.
+    activation['gelu_tanh'] = 'GELU'
+    self.assertEqual(activation[vit.activation], theirs['activation'])
     image = jnp.zeros((1, ours['patch_size'], ours['patch_size'], 3))
     shapes = initial_shapes(vit, image)
     tensors = {
