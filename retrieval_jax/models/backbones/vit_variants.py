@@ -1,4 +1,4 @@
-"""The vision transformers that weights are published for, as attributes."""
+"""The vision transformers there are, by name, as attributes of `ViT`."""
 
 from collections.abc import Mapping
 from typing import Any
