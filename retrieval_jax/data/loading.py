@@ -8,14 +8,12 @@ from typing import Any
 from retrieval_jax.core.errors import InputError, unknown_name
 from retrieval_jax.data import embedded, glyphs, prepared
 from retrieval_jax.data.collection import Collection
-from retrieval_jax.data.dataset import (
-  Dataset,
-  choose_preprocessing,
-  make_dataset,
-  resolve_roles,
-)
+from retrieval_jax.data.dataset import Dataset
 from retrieval_jax.data.formats import folders, landmarks, layouts, tables
+from retrieval_jax.data.forming import make_dataset
 from retrieval_jax.data.mixing import mix_datasets
+from retrieval_jax.data.roles import resolve_roles
+from retrieval_jax.data.shaping import choose_preprocessing
 from retrieval_jax.data.validation import check_dataset
 
 # Name -> what reads it; its keyword arguments are keys of `data.*`.
