@@ -14,7 +14,7 @@ class Dataset:
 
   Attributes:
     name: of the data, for people.
-    train: the training set.
+    train: the training set; None: there are tests alone.
     tests: what the results are measured on, by name; never looked at to choose
       anything.
     validations: what the epoch is selected on, by name, none of it trained on
@@ -30,7 +30,7 @@ class Dataset:
   """
 
   name: str
-  train: Source
+  train: Source | None
   tests: dict[str, EvaluationSet]
   validations: dict[str, EvaluationSet]
   num_classes: int
@@ -42,7 +42,7 @@ class Dataset:
   @property
   def is_multi_label(self) -> bool:
     """Whether images have label sets [N, L], of which proxies know nothing."""
-    return self.train.labels.ndim == 2
+    return self._any_source.labels.ndim == 2
 
   def display_classes(
     self, *labels: np.ndarray
@@ -73,21 +73,18 @@ class Dataset:
   @property
   def image_shape(self) -> tuple[int, int, int]:
     """(H, W, C) of the images that the model sees."""
-    return self.train.image_shape
+    return self._any_source.image_shape
+
+  @property
+  def _any_source(self) -> Source:
+    if self.train is not None:
+      return self.train
+    return next(iter(self.tests.values())).query
 
 
 def describe(dataset: Dataset) -> str:
   """Returns what is trained and measured on, as one line for the log."""
-  labels, count = dataset.train.labels, f'{len(dataset.train):,}'
-  if dataset.is_multi_label:
-    mean = (labels >= 0).sum() / len(labels)
-    what = (
-      f'multi-label: {count} training images, {dataset.num_classes:,} labels, '
-      f'mean {mean:.2f} labels an image'
-    )
-  else:
-    what = f'{count} training images of {dataset.num_classes:,} classes'
-  parts = [f'{dataset.name}: {what}']
+  parts = [f'{dataset.name}: {_describe_training(dataset)}']
   for name, group in (dataset.validations | dataset.tests).items():
     against = (
       'each against the others'
@@ -96,3 +93,16 @@ def describe(dataset: Dataset) -> str:
     )
     parts.append(f'{name}: {len(group.query):,} queries, {against}')
   return '; '.join(parts)
+
+
+def _describe_training(dataset):
+  if dataset.train is None:
+    return 'no training images'
+  labels, count = dataset.train.labels, f'{len(dataset.train):,}'
+  if not dataset.is_multi_label:
+    return f'{count} training images of {dataset.num_classes:,} classes'
+  mean = (labels >= 0).sum() / len(labels)
+  return (
+    f'multi-label: {count} training images, {dataset.num_classes:,} labels, '
+    f'mean {mean:.2f} labels an image'
+  )

@@ -1,6 +1,7 @@
 """One task of retrieval: who asks, what is searched in, what is right."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from retrieval_jax.data.sources import Source
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvaluationSet:
   """One task of retrieval: ask `query`, search in `gallery`.
+
+  What is relevant to a query is what has its label, unless `relevant` or
+  `answers` say otherwise.
 
   Attributes:
     query: what is asked.
@@ -21,6 +25,13 @@ class EvaluationSet:
       are pictures, -1 for none; None: unknown.
     domains: ([Q], [N]) int32, the camera (or font, or vendor) of each; None:
       unknown.
+    benchmark: whose metrics are measured, see `Task`; '': those of the config.
+    relevant: for each query the gallery rows [n] that are to be found; None.
+    ignored: for each query the gallery rows [n] that are in no ranking; None.
+    answers: [Q, L] int32, the labels that are right for a query, padded with
+      -1; None.
+    own_rows: [Q] int64, the gallery row that is the query itself and is left
+      out of its ranking, -1 for none; None: none, or there is no gallery.
   """
 
   query: Source
@@ -28,6 +39,11 @@ class EvaluationSet:
   categories: np.ndarray | None = None
   sequences: tuple[np.ndarray, np.ndarray] | None = None
   domains: tuple[np.ndarray, np.ndarray] | None = None
+  benchmark: str = ''
+  relevant: Sequence[np.ndarray] | None = None
+  ignored: Sequence[np.ndarray] | None = None
+  answers: np.ndarray | None = None
+  own_rows: np.ndarray | None = None
 
   @property
   def searched(self) -> Source:
@@ -43,14 +59,30 @@ class EvaluationSet:
       query_rows: of `query`.
       gallery_rows: of `searched`; the same, if there is no gallery.
     """
+    place = np.full(len(self.searched) + 1, -1)  # The last stays -1.
+    place[gallery_rows] = np.arange(len(gallery_rows))
 
     def both(pair):
       return pair and (pair[0][query_rows], pair[1][gallery_rows])
 
-    return EvaluationSet(
-      self.query.subset(query_rows),
-      self.gallery and self.gallery.subset(gallery_rows),
-      None if self.categories is None else self.categories[query_rows],
-      both(self.sequences),
-      both(self.domains),
+    def picked(array):
+      return None if array is None else array[query_rows]
+
+    def listed(lists):
+      if lists is None:
+        return None
+      kept = (place[lists[row]] for row in query_rows.tolist())
+      return tuple(places[places >= 0] for places in kept)
+
+    return dataclasses.replace(
+      self,
+      query=self.query.subset(query_rows),
+      gallery=self.gallery and self.gallery.subset(gallery_rows),
+      categories=picked(self.categories),
+      sequences=both(self.sequences),
+      domains=both(self.domains),
+      relevant=listed(self.relevant),
+      ignored=listed(self.ignored),
+      answers=picked(self.answers),
+      own_rows=None if self.own_rows is None else place[picked(self.own_rows)],
     )

@@ -43,7 +43,8 @@ def resolve_roles(
     split_seed: of what is drawn.
 
   Returns:
-    The collection with `split`, `is_query` and `is_gallery` filled.
+    The collection with `split`, `is_query` and `is_gallery` filled. Another
+    split than the benchmark's own leaves its tasks out.
 
   Raises:
     InputError: for a split that these data cannot have.
@@ -92,8 +93,10 @@ def resolve_roles(
     )
     is_query, is_gallery = is_query.copy(), is_gallery.copy()
     is_query[rows], is_gallery[rows] = is_asked, ~is_asked
+  is_own = split is None and query_fraction is None
   return dataclasses.replace(
     collection,
+    tasks=collection.tasks if is_own else {},
     split=np.asarray(codes, np.int8),
     is_query=is_query,
     is_gallery=is_gallery,

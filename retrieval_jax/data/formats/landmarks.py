@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retrieval_jax.core.errors import InputError, unknown_name
+from retrieval_jax.core.ground_truth import google_landmarks as ground_truth
 from retrieval_jax.core.strings import Strings
-from retrieval_jax.data.collection import TEST, TRAIN, Collection
+from retrieval_jax.data.collection import TEST, TRAIN, Collection, Task
 from retrieval_jax.data.formats import folders
 from retrieval_jax.data.formats.table_files import open_table
 from retrieval_jax.data.sources import ImageFiles
 
 _log = logging.getLogger(__name__)
 
-SUBSETS = ('clean', 'c2x', 'all')
+SUBSETS = ('clean', 'c2x', 'all', 'none')
 _LAYOUT = (
   'train/, index/ and test/, each with its CSV files and its images in folders '
   'such as train/0/1/2/'
@@ -47,20 +48,25 @@ class RetrievalSolution(NamedTuple):
   gallery_rows: np.ndarray
 
 
-def gldv2(*, dir: str, subset: str = 'clean') -> Collection:
+def gldv2(
+  *, dir: str, subset: str = 'clean', recognition: bool = False
+) -> Collection:
   """Reads Google Landmarks v2 (version 2.1).
 
   The training classes are the landmarks of the training images. The queries are
   the test images that the official solution of the retrieval task knows an
   answer to (1,129), the gallery is the index.
 
-  The solution is a list of images for each query. As labels: queries and index
-  images that lists connect, directly or over others, are one class; all other
-  index images are the last class, which no query has. The relevant images of a
-  query by its label contain those by its list; the log says how many more they
-  are. For the official mAP@100 take the lists, `read_retrieval_solution`. (The
+  The solution is a list of images for each query, and the tasks 'retrieval',
+  'retrieval_public' and 'retrieval_private' go by it. As labels, for people:
+  queries and index images that lists connect, directly or over others, are one
+  class; all other index images are the last class, which no query has. (The
   landmarks of the index and those of the training set have numbers of their
   own, which do not correspond.)
+
+  Recognition names the landmark of each test image, most of which show none,
+  by the training images: the tasks 'recognition', 'recognition_public' and
+  'recognition_private'.
 
   Args:
     dir: the folder of the download "Google Landmarks Dataset v2" (repository
@@ -69,11 +75,14 @@ def gldv2(*, dir: str, subset: str = 'clean') -> Collection:
       each in the folder of its set, in `dir` or in metadata/.
     subset: of the training images: 'clean' (1,580,470 images of 81,313
       landmarks, train_clean.csv), 'c2x' (all 3,223,078 images of these
-      landmarks) or 'all' (4,132,914 of 203,094, train.csv).
+      landmarks), 'all' (4,132,914 of 203,094, train.csv) or 'none', for
+      retrieval by a run of other data.
+    recognition: whether its tasks are there too, by
+      recognition_solution_v2.1.csv; they search in all training images.
 
   Returns:
-    A collection of the training images, the queries and the index, in this
-    order, each in that of its file.
+    A collection of the training images, the queries, the index, and the test
+    images of recognition, in this order, each in that of its file.
 
   Raises:
     InputError: if files are missing or damaged.
@@ -85,6 +94,11 @@ def gldv2(*, dir: str, subset: str = 'clean') -> Collection:
   root = folders.check_folder('data.dir', dir)
   if subset not in SUBSETS:
     raise unknown_name('data.subset', subset, SUBSETS)
+  if recognition and subset == 'none':
+    raise InputError(
+      "data.recognition is True with data.subset 'none'; allowed are 'clean', "
+      "'c2x' and 'all', whose landmarks are recognised: set --config.data.subset"
+    )
   train_ids, landmarks = _read_train(root, subset)
   index_file = _find(root, 'index', 'index.csv')
   index_ids = np.concatenate(
@@ -99,37 +113,141 @@ def gldv2(*, dir: str, subset: str = 'clean') -> Collection:
   groups = [f'queries {i}' for i in range(num_groups)]
   if (index_labels == num_groups).any():
     groups.append('no query')
-  counts = [len(train_ids), len(solution.query_ids), len(index_ids)]
+  parts = [
+    _Part('train', train_ids, train_labels),
+    _Part('test', solution.query_ids, query_labels + len(names)),
+    _Part('index', index_ids, index_labels + len(names)),
+  ]
+  class_names = [*map(str, names.tolist()), *groups]
+  shown = None
+  if recognition:
+    shown = _read_recognition(
+      _find(root, 'test', 'recognition_solution_v2.1.csv'), names, class_names
+    )
+    parts.append(_Part('test', shown.ids, shown.labels))
+    class_names += shown.new_names
+  counts = [len(part.ids) for part in parts]
   _log.info(
-    'gldv2: %d training images of %d landmarks; %d queries, %d index images; '
-    'relevant pairs: %d by the official lists, %d by label',
+    'gldv2: %d training images of %d landmarks; %d queries, %d index images, '
+    '%d relevant pairs%s',
     *(counts[0], len(names), counts[1], counts[2]),
     len(solution.gallery_rows),
-    int(np.bincount(index_labels, minlength=num_groups)[query_labels].sum()),
+    f'; {counts[3]} images to recognise' if recognition else '',
   )
-  paths = _paths(
-    [('train', train_ids), ('test', solution.query_ids), ('index', index_ids)]
-  )
-  first = np.cumsum([0, *counts])[:3]
-  for start, count in zip(first.tolist(), counts, strict=True):
-    rows = np.arange(start, start + min(count, 100))
-    folders.check_first_images(root, paths.take(rows))
-  is_query = np.repeat([False, True, False], counts)
+  paths = _paths([(part.folder, part.ids) for part in parts])
+  rows = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
+  for own in rows:
+    if len(own):
+      folders.check_first_images(root, paths.take(own[:100]))
+  is_query, is_gallery = np.zeros((2, len(paths)), bool)
+  is_query[rows[1]] = is_gallery[rows[2]] = True
+  tasks = _retrieval_tasks(solution, rows[1], rows[2])
+  if shown is not None:
+    for name, is_in in _by_usage(shown.is_public).items():
+      tasks[f'recognition{name}'] = Task(
+        rows[3][is_in],
+        rows[0],
+        'recognition',
+        answers=shown.answers[is_in],
+      )
   return Collection(
     name='gldv2',
     images=ImageFiles(root, paths),
-    labels=np.concatenate(
-      [
-        train_labels.astype(np.int32),
-        query_labels + np.int32(len(names)),
-        index_labels + np.int32(len(names)),
-      ]
+    labels=np.concatenate([part.labels for part in parts]).astype(np.int32),
+    class_names=tuple(class_names),
+    split=np.where(np.arange(len(paths)) < counts[0], TRAIN, TEST).astype(
+      np.int8
     ),
-    class_names=(*map(str, names.tolist()), *groups),
-    split=np.repeat(np.array([TRAIN, TEST, TEST], np.int8), counts),
     is_query=is_query,
-    is_gallery=np.repeat([False, False, True], counts),
+    is_gallery=is_gallery,
+    tasks=tasks,
   )
+
+
+class _Part(NamedTuple):
+  """Images of one folder, [n] uint64 ids and [n] int labels."""
+
+  folder: str
+  ids: np.ndarray
+  labels: np.ndarray
+
+
+class _Recognition(NamedTuple):
+  """The test images of the recognition task.
+
+  Attributes:
+    ids: [T] uint64.
+    is_public: [T] bool; else private.
+    labels: [T] int32, the first landmark, or the class of those without.
+    answers: [T, L] int32, all of them, padded with -1.
+    new_names: of the classes that no training image has.
+  """
+
+  ids: np.ndarray
+  is_public: np.ndarray
+  labels: np.ndarray
+  answers: np.ndarray
+  new_names: list[str]
+
+
+def _read_recognition(
+  file: str, names: np.ndarray, class_names: list[str]
+) -> _Recognition:
+  """Reads what the test images show.
+
+  Args:
+    file: recognition_solution_v2.1.csv.
+    names: [C] int64, the landmarks of the training images, in the order of the
+      first C classes.
+    class_names: of all classes so far.
+  """
+  truth = ground_truth.read_recognition_solution(file)
+  both = truth.both
+  import pyarrow as pa
+
+  number = {name: row for row, name in enumerate(names.tolist())}
+  new_names = ['no landmark']
+  answers = np.full((len(both), max([1, *map(len, both.values())])), -1)
+  for row, shown in zip(answers, both.values(), strict=True):
+    for place, landmark in enumerate(shown):
+      if landmark not in number:
+        number[landmark] = len(class_names) + len(new_names)
+        new_names.append(str(landmark))
+      row[place] = number[landmark]
+  answers = answers.astype(np.int32)
+  return _Recognition(
+    ids=_parse(pa.array(both, pa.string()), file),
+    is_public=np.arange(len(both)) < len(truth.public),
+    labels=np.where(answers[:, 0] < 0, len(class_names), answers[:, 0]),
+    answers=answers,
+    new_names=new_names,
+  )
+
+
+def _retrieval_tasks(
+  solution: RetrievalSolution, queries: np.ndarray, index: np.ndarray
+) -> dict[str, Task]:
+  """Returns the tasks of all queries, and of each leaderboard."""
+  lists = np.split(solution.gallery_rows, solution.offsets[1:-1])
+  return {
+    f'retrieval{name}': Task(
+      queries[is_in],
+      index,
+      'google_landmarks',
+      relevant=[lists[row] for row in np.flatnonzero(is_in).tolist()],
+    )
+    for name, is_in in _by_usage(solution.is_public).items()
+  }
+
+
+def _by_usage(is_public: np.ndarray) -> dict[str, np.ndarray]:
+  """Returns which images count for a score, by the end of its name."""
+  masks = {
+    '': np.ones(len(is_public), bool),
+    '_public': is_public,
+    '_private': ~is_public,
+  }
+  return {name: mask for name, mask in masks.items() if mask.any()}
 
 
 def read_retrieval_solution(
@@ -189,6 +307,8 @@ def read_retrieval_solution(
 def _read_train(root: str, subset: str) -> tuple[np.ndarray, np.ndarray]:
   """Returns (ids, landmarks), [N] uint64 and [N] int64."""
   ids, landmarks = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+  if subset == 'none':
+    return ids[0], landmarks[0]
   if subset != 'all':
     file = _find(root, 'train', 'train_clean.csv')
     for batch, _ in _batches(file, ('landmark_id', 'images')):
