@@ -18,6 +18,7 @@ How they are defined (and where PML's `AccuracyCalculator` differs):
   alone.
 """
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Iterable, Sequence
@@ -137,6 +138,7 @@ def evaluate_retrieval(
   grades=None,
   categories=None,
   ignored: Ignored | None = None,
+  own_rows=None,
   memory_budget_mb: float = 128,
   all_processes: bool = False,
   curves: bool = False,
@@ -145,7 +147,9 @@ def evaluate_retrieval(
 
   The arguments and errors are those of `retrieval_metrics`. Warnings are left
   in the protocol, for the caller to log. With `curves` the result also has the
-  CMC and precision against recall.
+  CMC and precision against recall. With `own_rows` [Q] int, the gallery row
+  that a query itself is, negative for none, queries that are part of a larger
+  gallery are excluded from their rankings, at no cost.
 
   Example:
     Four equal embeddings: everything ties, so nothing is decided.
@@ -186,6 +190,8 @@ def evaluate_retrieval(
     categories = check_row_labels(categories, 'categories', queries, sets=False)
   if ignored is not None:
     ignored = ignored.checked(len(queries), len(gallery))
+  if own_rows is not None:
+    own_rows = _check_own_rows(own_rows, labels, known_labels, self_excluded)
   result = _evaluate(
     queries,
     labels,
@@ -195,6 +201,7 @@ def evaluate_retrieval(
     grades=grades,
     categories=categories,
     ignored=ignored,
+    own_rows=own_rows,
     self_excluded=self_excluded,
     budget=budget,
     process=(
@@ -210,7 +217,7 @@ def evaluate_retrieval(
     self_excluded,
     grades,
     budget,
-    has_ignored=ignored is not None,
+    has_ignored=ignored is not None or own_rows is not None,
   )
   return set_metrics.join(result, set_metrics.measure(names, task), names)
 
@@ -270,6 +277,35 @@ def check_row_labels(
   return labels
 
 
+def _check_own_rows(own_rows, labels, gallery_labels, self_excluded):
+  """Returns [Q] int64, -1 for none, or says what is wrong with it."""
+  own_rows = np.asarray(own_rows)
+  if (
+    self_excluded
+    or own_rows.shape != labels.shape[:1]
+    or not np.issubdtype(own_rows.dtype, np.integer)
+    or own_rows.max(initial=-1) >= len(gallery_labels)
+  ):
+    raise InputError(
+      f'own_rows has shape {own_rows.shape} and dtype {own_rows.dtype}; '
+      f'allowed are {len(labels)} integers, one for each query, below '
+      f'{len(gallery_labels)}, the rows of a gallery that is given'
+    )
+  own_rows = np.where(own_rows < 0, -1, own_rows.astype(np.int64))
+  query = np.flatnonzero(own_rows >= 0)
+  if labels.ndim == 1:
+    differs = labels[query] != gallery_labels[own_rows[query]]
+    if differs.any():
+      first = int(query[differs.argmax()])
+      raise InputError(
+        f'own_rows: query {first} has label {labels[first]} and is row '
+        f'{own_rows[first]} of the gallery, with label '
+        f'{gallery_labels[own_rows[first]]}; allowed are rows of one label: '
+        'check how both were gathered'
+      )
+  return own_rows
+
+
 def _evaluate(
   queries: np.ndarray,
   labels: np.ndarray,
@@ -284,6 +320,7 @@ def _evaluate(
   grades: np.ndarray | None = None,
   categories: np.ndarray | None = None,
   ignored: Ignored | None = None,
+  own_rows: np.ndarray | None = None,
   counter: str | None = None,
   devices: Sequence[jax.Device] | None = None,
 ) -> RetrievalResult:
@@ -296,6 +333,7 @@ def _evaluate(
       labels,
       gallery,
       gallery_labels,
+      own_rows=own_rows,
       counter=counter,
       process=process,
     )
@@ -305,7 +343,7 @@ def _evaluate(
       queries,
       gallery,
       sorting.Labels(labels, gallery_labels, grades),
-      ignored=ignored,
+      ignored=_with_own_rows(ignored, own_rows),
       with_grades=not is_one_class and _has_graded(names),
     )
   groups = {'class': Groups.of_labels(labels)}
@@ -319,13 +357,13 @@ def _evaluate(
     rank(exclude_self=self_excluded, budget=budget, devices=devices),
     names,
     num_queries=len(queries),
-    num_candidates=len(gallery) - self_excluded,
+    num_candidates=len(gallery) - (self_excluded or own_rows is not None),
     curves=curves,
     groups=groups,
     protocol=results.describe_search(
       queries,
       gallery,
-      self_excluded=self_excluded,
+      self_excluded=self_excluded or own_rows is not None,
       ignored=ignored,
       relevance=None if is_one_class else relevance,
     ),
@@ -335,6 +373,18 @@ def _evaluate(
       'that both come from the same label map'
     ),
   )
+
+
+def _with_own_rows(ignored, own_rows):
+  """Returns what is in no ranking, the query itself among it."""
+  if own_rows is None:
+    return ignored
+  rows = own_rows[:, None]
+  if ignored is None:
+    return Ignored(rows)
+  if ignored.rows is not None:
+    rows = np.concatenate([ignored.rows, rows], axis=1)
+  return dataclasses.replace(ignored, rows=rows)
 
 
 def _has_graded(names):
