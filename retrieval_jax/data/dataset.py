@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from retrieval_jax.data.evaluation_set import EvaluationSet
+from retrieval_jax.data.preprocessing import Preprocessing
 from retrieval_jax.data.sources import Source
 
 
@@ -69,6 +70,11 @@ class Dataset:
     )
     ends = np.cumsum([len(array) for array in labels])[:-1]
     return np.split(found.reshape(-1), ends), tuple(names)
+
+  @property
+  def preprocessing(self) -> Preprocessing:
+    """How pictures become arrays."""
+    return self._any_source.preprocessing
 
   @property
   def image_shape(self) -> tuple[int, int, int]:

@@ -43,7 +43,7 @@ class Experiment(NamedTuple):
   dataset: data.Dataset
   load_batch: data.TrainLoader
   task: steps.Task
-  evaluate: evaluation_lib.Evaluator
+  evaluator: evaluation_lib.Evaluator
   num_steps: int
   schedule: optax.Schedule
   optimizer: optax.GradientTransformation
@@ -117,7 +117,7 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
       process_count=jax.process_count(),
     ),
     task=task,
-    evaluate=evaluation_lib.Evaluator(config, task, dataset.class_categories),
+    evaluator=evaluation_lib.Evaluator(config, task, dataset.class_categories),
     num_steps=num_steps,
     schedule=schedule,
     optimizer=optim.make_optimizer(
@@ -265,10 +265,8 @@ def _measure(
   curves: bool = False,
 ) -> dict[str, evaluation_lib.Evaluation]:
   """Measures a state on some sets, by their names."""
-  return {
-    name: experiment.evaluate(replicated_state, group, name, curves=curves)
-    for name, group in groups.items()
-  }
+  variables = evaluation_lib.variables_of(replicated_state)
+  return experiment.evaluator.measure(variables, groups, curves=curves)
 
 
 def _ablate(
@@ -286,8 +284,10 @@ def _ablate(
   validations = _measure(
     experiment, replicated_state, experiment.dataset.validations
   )
-  return experiment.evaluate.ablate(
-    replicated_state, {**validations, **found}, experiment.dataset.train
+  return experiment.evaluator.ablate(
+    evaluation_lib.variables_of(replicated_state),
+    {**validations, **found},
+    experiment.dataset.train,
   )
 
 

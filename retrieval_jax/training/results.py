@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
+import numpy as np
 
 from retrieval_jax import data, neighbors
-from retrieval_jax.core import relations, tiles
+from retrieval_jax.core import tiles
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.metrics import averages, pairs, uncertainty, verification
 from retrieval_jax.training import ablation as ablation_lib
@@ -26,6 +27,8 @@ from retrieval_jax.training import config as config_lib
 REPORT_FILE = 'report.html'
 # Rows of each side whose pairs the page shows, unless a metric has all pairs.
 _NUM_PAIRED = 3000
+# Of a query, that the page shows.
+_NUM_NEAREST = 10
 
 
 class Selection(NamedTuple):
@@ -57,7 +60,7 @@ def describe_run(
   """Writes what the run is: its config, and how pictures become its images."""
   info = {
     'name': dataset.name,
-    'preprocessing': dataset.train.preprocessing.to_dict(),
+    'preprocessing': dataset.preprocessing.to_dict(),
     'num_classes': dataset.num_classes,
   }
   checkpoint.write_text(
@@ -93,6 +96,7 @@ def write_results(
   values = per_query.to_bytes(
     {name: _query_values(dataset, e) for name, e in found.items()}
   )
+  means = reporting.means_over_sets({k: e.result for k, e in found.items()})
   results = {
     'config': config.to_dict(),
     'step': selection.step,
@@ -107,6 +111,7 @@ def write_results(
       }
       for name, measured in found.items()
     },
+    'means': means,
     'ablation': {
       name: [variant.to_dict() for variant in variants]
       for name, variants in ablation.items()
@@ -133,6 +138,9 @@ def write_results(
     _write_projection(workdir, config, name, pages[name])
     table = reporting.format_results(measured.result)
     print(f'{name}: {table}\n\n  open {path}\n', flush=True)
+  for name, values in means.items():
+    table = reporting.format_values(values)
+    print(f'{name}, mean over the data sets:\n{table}\n', flush=True)
   for name, variants in ablation.items():
     table = ablation_lib.format_table(variants)
     print(f'{name}, post-processing:\n\n{table}\n', flush=True)
@@ -169,11 +177,13 @@ def report_file(name: str) -> str:
   """Returns the file name of the page of a test set.
 
   Example:
-    >>> report_file('test'), report_file('digits/test')
-    ('report.html', 'report-digits.html')
+    >>> report_file('test'), report_file('digits/test'), report_file('hard')
+    ('report.html', 'report-digits.html', 'report-hard.html')
   """
-  member = name.rpartition('/')[0]
-  return f'report-{member}.html' if member else REPORT_FILE
+  parts = name.split('/')
+  if parts[-1] == 'test':
+    parts.pop()
+  return f'report-{"-".join(parts)}.html' if parts else REPORT_FILE
 
 
 def _write_projection(workdir, config, name, page) -> None:
@@ -194,14 +204,7 @@ def _report_data(
   workdir, config, dataset, name, measured, selection, ablation
 ) -> report.ReportData:
   group = measured.group
-  exclude_self = group.gallery is None
-  similarities, indices = neighbors.top_k(
-    measured.query_embeddings,
-    measured.gallery_embeddings,
-    min(10, len(group.searched) - exclude_self),
-    exclude_self=exclude_self,
-    memory_budget_mb=config.eval.memory_budget_mb,
-  )
+  similarities, indices = _nearest(config, measured)
   labels = group.query.labels, group.searched.labels
   (query_labels, gallery_labels), class_names = dataset.display_classes(*labels)
   # The curves are of the set that was watched while the run was trained.
@@ -222,13 +225,40 @@ def _report_data(
     gallery_images=group.searched.images_at,
     neighbor_indices=indices,
     neighbor_similarities=similarities,
-    relevant=relations.are_related(
-      labels[0], labels[1][indices], measured.grades
-    ),
+    relevant=measured.are_relevant(indices),
     selection=str(selection),
     watched=watched,
     ablation=ablation,
     **_pairs(config, measured),
+  )
+
+
+def _nearest(config, measured):
+  """Returns (similarities, gallery rows), [Q, K], of what is nearest.
+
+  What is in no ranking, such as the query itself, is none of it.
+  """
+  exclude_self = measured.group.gallery is None
+  removed = measured.removed
+  num_removed = 0 if removed is None else removed.shape[1]
+  most = len(measured.group.searched) - exclude_self
+  k = max(1, min(_NUM_NEAREST, most - num_removed))
+  similarities, indices = neighbors.top_k(
+    measured.query_embeddings,
+    measured.gallery_embeddings,
+    min(k + num_removed, most),
+    exclude_self=exclude_self,
+    memory_budget_mb=config.eval.memory_budget_mb,
+  )
+  if removed is None:
+    return similarities, indices
+  is_removed = np.stack(
+    [np.isin(row, own) for row, own in zip(indices, removed, strict=True)]
+  )
+  order = np.argsort(is_removed, axis=1, kind='stable')[:, :k]
+  return tuple(
+    np.take_along_axis(np.asarray(array), order, axis=1)
+    for array in (similarities, indices)
   )
 
 
@@ -237,6 +267,9 @@ def _pairs(config, measured) -> dict[str, Any]:
   if measured.result.pairs is not None:
     return {'pairs': measured.result.pairs}
   group = measured.group
+  if group.benchmark:
+    note = 'Pairs are not shown: the benchmark judges rankings alone.'
+    return {'pairs_note': note}
   query, gallery = (
     projector.choose_rows(len(rows), _NUM_PAIRED)
     for rows in (group.query, group.searched)
