@@ -309,7 +309,10 @@ def relevance_labels(
   """Returns labels of queries and gallery by which rows are relevant."""
   if group.answers is None:
     return group.query.labels, group.searched.labels
-  return group.answers, group.searched.labels[:, None]
+  # One label a row, as a label set.
+  sets = np.full((len(group.searched), 2), -1, np.int32)
+  sets[:, 0] = group.searched.labels
+  return group.answers, sets
 
 
 def _recognize(group, query_rows, gallery_rows, *, k, memory_budget_mb):
