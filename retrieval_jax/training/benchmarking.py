@@ -120,9 +120,13 @@ def evaluate_on(
   )
   steps.check_views(task)
   with checkpoint_lib.Checkpoints(workdir) as checkpoints:
-    step = checkpoints.selected_step() if step is None else step
+    was_asked = step is not None
+    step = step if was_asked else checkpoints.selected_step()
     restored = checkpoints.restore_params(step)
-    selection = results.Selection(step, (), checkpoints.score(step))
+    score = checkpoints.score(step)
+  selection = results.Selection(
+    step, () if score is None else ('its validation set',), score, was_asked
+  )
   variables = {
     'params': restored['params']['embedder'],
     'batch_stats': restored['batch_stats'],

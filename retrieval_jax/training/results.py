@@ -38,14 +38,18 @@ class Selection(NamedTuple):
     step: of the weights.
     sets: the validation sets that chose it; empty: it is the last one.
     score: the mean over those sets that it was best by, or None.
+    was_asked: whether a user named the step.
   """
 
   step: int
   sets: tuple[str, ...]
   score: float | None
+  was_asked: bool = False
 
   def __str__(self) -> str:
     """Says it in a sentence."""
+    if self.was_asked:
+      return f'weights of step {self.step:,}, which was asked for'
     if not self.sets or self.score is None:
       return f'weights of step {self.step:,}, the last; none was selected'
     return (

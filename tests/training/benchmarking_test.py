@@ -343,8 +343,13 @@ def test_google_landmarks_recognition(run, folder, usage):
 
 def test_retrieval_alone_needs_no_training_images(run, folder):
   found = benchmarking.evaluate_on(
-    run, [('data.subset', 'none'), ('data.recognition', 'False')], name='none'
+    run,
+    [('data.subset', 'none'), ('data.recognition', 'False')],
+    name='none',
+    step=4,
   )
+  sentence = _results(f'{run}/evaluations/none')['selection']['sentence']
+  assert sentence == 'weights of step 4, which was asked for'
   own = _metrics(run)
   assert list(found) == ['retrieval', 'retrieval_public', 'retrieval_private']
   assert found == {name: own[name] for name in found}
