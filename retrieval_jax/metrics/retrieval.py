@@ -18,7 +18,6 @@ How they are defined (and where PML's `AccuracyCalculator` differs):
   alone.
 """
 
-import dataclasses
 import functools
 import warnings
 from collections.abc import Iterable, Sequence
@@ -38,7 +37,11 @@ from retrieval_jax.metrics import (
   sorting,
 )
 from retrieval_jax.metrics.averages import Groups
-from retrieval_jax.metrics.ignored import Ignored
+from retrieval_jax.metrics.ignored import (
+  Ignored,
+  check_own_rows,
+  with_own_rows,
+)
 from retrieval_jax.metrics.results import RetrievalResult
 
 DEFAULT_METRICS = (
@@ -190,8 +193,13 @@ def evaluate_retrieval(
     categories = check_row_labels(categories, 'categories', queries, sets=False)
   if ignored is not None:
     ignored = ignored.checked(len(queries), len(gallery))
+  if own_rows is not None and self_excluded:
+    raise InputError(
+      'own_rows is given without a gallery, where each query is excluded '
+      'already; allowed is None: leave it out'
+    )
   if own_rows is not None:
-    own_rows = _check_own_rows(own_rows, labels, known_labels, self_excluded)
+    own_rows = check_own_rows(own_rows, labels, known_labels)
   result = _evaluate(
     queries,
     labels,
@@ -277,35 +285,6 @@ def check_row_labels(
   return labels
 
 
-def _check_own_rows(own_rows, labels, gallery_labels, self_excluded):
-  """Returns [Q] int64, -1 for none, or says what is wrong with it."""
-  own_rows = np.asarray(own_rows)
-  if (
-    self_excluded
-    or own_rows.shape != labels.shape[:1]
-    or not np.issubdtype(own_rows.dtype, np.integer)
-    or own_rows.max(initial=-1) >= len(gallery_labels)
-  ):
-    raise InputError(
-      f'own_rows has shape {own_rows.shape} and dtype {own_rows.dtype}; '
-      f'allowed are {len(labels)} integers, one for each query, below '
-      f'{len(gallery_labels)}, the rows of a gallery that is given'
-    )
-  own_rows = np.where(own_rows < 0, -1, own_rows.astype(np.int64))
-  query = np.flatnonzero(own_rows >= 0)
-  if labels.ndim == 1:
-    differs = labels[query] != gallery_labels[own_rows[query]]
-    if differs.any():
-      first = int(query[differs.argmax()])
-      raise InputError(
-        f'own_rows: query {first} has label {labels[first]} and is row '
-        f'{own_rows[first]} of the gallery, with label '
-        f'{gallery_labels[own_rows[first]]}; allowed are rows of one label: '
-        'check how both were gathered'
-      )
-  return own_rows
-
-
 def _evaluate(
   queries: np.ndarray,
   labels: np.ndarray,
@@ -343,7 +322,7 @@ def _evaluate(
       queries,
       gallery,
       sorting.Labels(labels, gallery_labels, grades),
-      ignored=_with_own_rows(ignored, own_rows),
+      ignored=with_own_rows(ignored, own_rows),
       with_grades=not is_one_class and _has_graded(names),
     )
   groups = {'class': Groups.of_labels(labels)}
@@ -373,18 +352,6 @@ def _evaluate(
       'that both come from the same label map'
     ),
   )
-
-
-def _with_own_rows(ignored, own_rows):
-  """Returns what is in no ranking, the query itself among it."""
-  if own_rows is None:
-    return ignored
-  rows = own_rows[:, None]
-  if ignored is None:
-    return Ignored(rows)
-  if ignored.rows is not None:
-    rows = np.concatenate([ignored.rows, rows], axis=1)
-  return dataclasses.replace(ignored, rows=rows)
 
 
 def _has_graded(names):

@@ -434,6 +434,17 @@ def test_uned(run, tmp_path, capsys):
   assert 'eval/mean/merged/precision_at_1' in row
 
 
+def test_data_that_are_no_benchmark(run):
+  found = benchmarking.evaluate_on(
+    run, [('data.name', 'tiny'), ('eval.metrics', 'recall_at_1')]
+  )
+  assert list(found) == ['test'] and list(found['test']) == ['recall_at_1']
+  measured = _results(f'{run}/evaluations/tiny')['evaluations']['test']
+  # The queries of the set, against its training images as the gallery.
+  protocol = measured['protocol']
+  assert (protocol['num_queries'], protocol['gallery_size']) == (40, 80)
+
+
 # -- mistakes -----------------------------------------------------------------
 
 

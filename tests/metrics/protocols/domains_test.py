@@ -216,3 +216,9 @@ def test_own_rows_that_cannot_be(own_rows, words):
   x, labels = np.eye(4), np.array([0, 0, 1, 1])
   with pytest.raises(InputError, match=words):
     metrics.evaluate_retrieval(x, labels, x, labels, own_rows=own_rows)
+
+
+def test_own_rows_without_a_gallery():
+  x, labels = np.eye(4), np.array([0, 0, 1, 1])
+  with pytest.raises(InputError, match='own_rows is given without a gallery'):
+    metrics.evaluate_retrieval(x, labels, own_rows=labels)
