@@ -22,6 +22,7 @@ FLOORS = {
   'neighbors': 1,
   'training': 2,
   'training.evaluation': 3,
+  'training.experiment': 3,
   'training.report': 3,
   'training.results': 3,
   'training.steps': 3,

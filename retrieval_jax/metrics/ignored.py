@@ -69,6 +69,63 @@ class Ignored:
       pairs[name] = pair
     return Ignored(rows, **pairs)
 
+  def rows_of_all(
+    self,
+    labels: np.ndarray,
+    gallery_labels: np.ndarray,
+    grades: np.ndarray | None = None,
+  ) -> np.ndarray:
+    """Returns the rows of the gallery that each query ignores, for any reason.
+
+    They take memory of Q times the most that one query ignores.
+
+    Args:
+      labels: [Q] int, or [Q, L] label sets, by which `cameras` knows positives.
+      gallery_labels: [N] or [N, M] likewise.
+      grades: [C, C], see `core.relations`.
+
+    Returns:
+      [Q, L'] int64, each row once, padded with -1.
+
+    Raises:
+      InputError: see `checked`.
+
+    Example:
+      >>> ignored = Ignored([[3], []], cameras=(np.array([0, 1]),
+      ...                                       np.array([0, 0, 1, 1])))
+      >>> ignored.rows_of_all(np.array([5, 6]), np.array([5, 6, 6, 5])).tolist()
+      [[3, 0], [2, -1]]
+    """
+    checked = self.checked(len(labels), len(gallery_labels))
+    found = [[] for _ in labels]
+    if checked.rows is not None:
+      for own, rows in zip(found, checked.rows, strict=True):
+        own.append(rows[rows >= 0])
+    reasons = (checked.sequences, False), (checked.cameras, True)
+    for pair, among_positives in reasons:
+      if pair is None:
+        continue
+      numbers, known = pair
+      order = np.argsort(known, kind='stable')
+      begins, ends = (
+        np.searchsorted(known[order], numbers, side)
+        for side in ('left', 'right')
+      )
+      for query in np.flatnonzero(numbers >= 0):
+        rows = order[begins[query] : ends[query]]
+        if among_positives:
+          rows = rows[
+            relations.are_related(
+              labels[query][None], gallery_labels[rows][None], grades
+            )[0]
+          ]
+        found[query].append(rows)
+    return check_rows(
+      [np.concatenate([*own, np.zeros(0, np.int64)]) for own in found],
+      'ignored',
+      len(labels),
+    )
+
   def describe(self) -> list[str]:
     """Returns what is ignored, in words."""
     sentences = []

@@ -181,14 +181,7 @@ def evaluate_retrieval(
       gallery_embeddings, 'gallery_embeddings', queries.shape[1]
     )
     known_labels = check_row_labels(gallery_labels, 'gallery_labels', gallery)
-    if known_labels.ndim != labels.ndim:
-      raise InputError(
-        f'gallery_labels has shape {known_labels.shape} and query_labels '
-        f'{labels.shape}; allowed are ints (N,) in both, or label sets (N, L) '
-        'in both: give each row its set'
-      )
-  grades = relations.check_grades(grades, labels, 'query_labels')
-  relations.check_grades(grades, known_labels, 'gallery_labels')
+  grades = check_label_pair(labels, known_labels, grades)
   if categories is not None:
     categories = check_row_labels(categories, 'categories', queries, sets=False)
   if ignored is not None:
@@ -283,6 +276,23 @@ def check_row_labels(
       'check how they were gathered'
     )
   return labels
+
+
+def check_label_pair(labels: np.ndarray, known_labels: np.ndarray, grades):
+  """Returns `relations.check_grades` of the labels of queries and gallery.
+
+  Raises:
+    InputError: also if the labels are of two kinds.
+  """
+  if known_labels.ndim != labels.ndim:
+    raise InputError(
+      f'gallery_labels has shape {known_labels.shape} and query_labels '
+      f'{labels.shape}; allowed are ints (N,) in both, or label sets (N, L) in '
+      'both: give each row its set'
+    )
+  grades = relations.check_grades(grades, labels, 'query_labels')
+  relations.check_grades(grades, known_labels, 'gallery_labels')
+  return grades
 
 
 def _evaluate(

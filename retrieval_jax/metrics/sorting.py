@@ -79,7 +79,9 @@ def rank_relevant(
     InputError: if the budget does not hold the smallest block.
   """
   if isinstance(relevant, Labels) and relevant.grades is None:
-    relevant = Labels(*_numbered(relevant.queries, relevant.gallery))
+    relevant = Labels(
+      *relations.number_labels(relevant.queries, relevant.gallery)
+    )
   num_queries, num_rows = len(query_embeddings), len(gallery_embeddings)
   if isinstance(relevant, Lists):
     most_positives = relevant.rows.shape[1]
@@ -207,23 +209,6 @@ def _grades(relevant, rows, columns):
   return relations.pair_relevance(
     relevant.queries[rows], relevant.gallery[columns], relevant.grades
   )
-
-
-def _numbered(query_labels, gallery_labels):
-  """Returns labels that are numbers from 0, which fit an int32."""
-  classes = np.unique(np.concatenate([query_labels, gallery_labels], axis=None))
-  if query_labels.ndim == 1:
-    return tuple(
-      np.searchsorted(classes, labels)
-      for labels in (query_labels, gallery_labels)
-    )
-  classes = classes[classes >= 0]
-
-  def number(label_sets):
-    numbers = np.searchsorted(classes, label_sets)
-    return np.where(label_sets >= 0, numbers, -1)
-
-  return number(query_labels), number(gallery_labels)
 
 
 def _most_positives(query_labels, gallery_labels, grades):

@@ -19,7 +19,7 @@ class Variant(NamedTuple):
   """
 
   postprocessing: tuple[str, ...]
-  result: metrics.ListResult | metrics.RetrievalResult
+  result: metrics.RetrievalResult
 
   def to_dict(self) -> dict[str, Any]:
     """Returns what a results file says of it."""
@@ -46,9 +46,10 @@ def chains(steps: Sequence[neighbors.Step]) -> list[Chain]:
 def ablate(
   compared: Sequence[Chain],
   embedded: neighbors.Embedded,
-  measure: Callable[[np.ndarray], metrics.ListResult | metrics.RetrievalResult],
+  measure: Callable[[np.ndarray], metrics.RetrievalResult],
   *,
   list_length: int,
+  left_out: np.ndarray | None = None,
   memory_budget_mb: float = 128,
 ) -> tuple[Variant, ...]:
   """Measures the lists of each chain, all by the same metrics.
@@ -59,6 +60,7 @@ def ablate(
     measure: takes ranked rows of the gallery [Q, list_length], padded with -1,
       and returns their metrics.
     list_length: of the lists.
+    left_out: [Q, L] rows that are in no list of a query, see `neighbors.rank`.
     memory_budget_mb: MiB of each step.
 
   Example:
@@ -77,7 +79,11 @@ def ablate(
   variants = []
   for chain in compared:
     lists = neighbors.rank(
-      chain, embedded, list_length, memory_budget_mb=memory_budget_mb
+      chain,
+      embedded,
+      list_length,
+      left_out=left_out,
+      memory_budget_mb=memory_budget_mb,
     )
     names = tuple(step.name for step in chain)
     variants.append(Variant(names, measure(lists.indices)))

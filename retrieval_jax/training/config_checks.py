@@ -265,7 +265,6 @@ def validate_evaluation(
     dataset: whose sets are measured.
     num_train: images that post-processing may be fitted on.
   """
-  _validate_postprocessing(config, dataset, num_train)
   channels = dataset.image_shape[-1]
   for key in ('mean', 'std'):
     if len(config.data[key]) not in (1, channels):
@@ -274,6 +273,7 @@ def validate_evaluation(
         f'{channels}, the channels of {dataset.name}'
       )
   _validate_facts(config, dataset)
+  _validate_postprocessing(config, dataset, num_train)
 
 
 def _validate_facts(
@@ -312,20 +312,24 @@ def _validate_postprocessing(
 ) -> None:
   """Checks that there are as many images as post-processing asks for."""
   steps = config_lib.postprocessing(config)
-  if steps and config.eval.ignore:
-    raise InputError(
-      f'eval.ignore is {config.eval.ignore!r} with eval.postprocessing '
-      f'{config.eval.postprocessing!r}; allowed is () there, since the lists '
-      'would hold what is ignored: leave one of them out'
-    )
+  if not steps:
+    return
   if dataset.is_multi_label and neighbors.needs(steps, 'train_labels'):
     names = [s.name for s in steps if 'train_labels' in s.row.needs]
     raise InputError(
       f'eval.postprocessing has {names[0]!r}, which takes one label an image, '
       f'but the images of {dataset.name} have several: leave it out'
     )
+  grades = config_lib.grades(config, dataset.class_categories)
   for group in (*dataset.tests.values(), *dataset.validations.values()):
     num_gallery = len(group.searched)
+    num_ignored, key = 0, 'eval.list_length'
+    if ignored := config_lib.ignored(config, group):
+      rows = ignored.rows_of_all(
+        group.query.labels, group.searched.labels, grades
+      )
+      num_ignored = rows.shape[1]
+      key += f' with {num_ignored} rows that a query may ignore'
     neighbors.check_sizes(
       steps,
       neighbors.Sizes(
@@ -333,8 +337,8 @@ def _validate_postprocessing(
         gallery=num_gallery,
         train=num_train,
         dim=config.model.embedding_dim,
-        list_length=config.eval.list_length,
+        list_length=config.eval.list_length + num_ignored,
       ),
       section='eval.',
-      list_length_key='eval.list_length',
+      list_length_key=key,
     )

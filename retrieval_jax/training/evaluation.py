@@ -2,7 +2,7 @@
 
 import collections
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,7 @@ class Evaluation(NamedTuple):
     gallery_embeddings: [N, D] likewise, of `group.searched`.
     grades: [C, C] float32, the relevance of each class to each; None: a class
       is relevant to itself alone.
+    ignored: what the queries were not judged by.
   """
 
   result: metrics.RetrievalResult
@@ -36,15 +37,19 @@ class Evaluation(NamedTuple):
   query_embeddings: np.ndarray
   gallery_embeddings: np.ndarray
   grades: np.ndarray | None = None
+  ignored: metrics.Ignored | None = None
 
   @property
   def removed(self) -> np.ndarray | None:
     """[Q, R] int64 gallery rows in no ranking, padded with -1; None: none."""
     if self.group.own_rows is not None:
       return self.group.own_rows[:, None]
-    if self.group.ignored is None:
+    if self.ignored is None:
       return None
-    return ignored_lib.padded_rows(self.group.ignored, 'ignored')
+    if self.group.relevant is not None:
+      return ignored_lib.padded_rows(self.group.ignored, 'ignored')
+    labels = self.group.query.labels, self.group.searched.labels
+    return self.ignored.rows_of_all(*labels, self.grades)
 
   def are_relevant(self, indices: np.ndarray) -> np.ndarray:
     """Returns [Q, K] bool, whether gallery rows [Q, K] are to be found."""
@@ -74,11 +79,8 @@ class Evaluator:
     """
     self._config = config.eval
     self._postprocessing = config_lib.postprocessing(config)
-    self._grades = None
-    if config.eval.same_category_grade > 0:
-      self._grades = relations.category_grades(
-        class_categories, config.eval.same_category_grade
-      )
+    self._grades = config_lib.grades(config, class_categories)
+    self._ignored = functools.partial(config_lib.ignored, config)
     self._max_unreadable_share = config.data.max_unreadable_share
     self._p_embed = jax.pmap(
       functools.partial(_embed_batch, task=task), axis_name=state_lib.AXIS
@@ -168,13 +170,14 @@ class Evaluator:
         np.flatnonzero(can_ask), np.flatnonzero(can_be_found)
       )
       query_rows, gallery_rows = query_rows[can_ask], gallery_rows[can_be_found]
-    result = self._rank(group, query_rows, gallery_rows, curves)
+    ignored = self._ignored(group)
+    result = self._rank(group, query_rows, gallery_rows, ignored, curves)
     if unreadable:
       result.protocol['num_unreadable_images'] = unreadable
     grades = None if group.benchmark else self._grades
-    return Evaluation(result, group, query_rows, gallery_rows, grades)
+    return Evaluation(result, group, query_rows, gallery_rows, grades, ignored)
 
-  def _rank(self, group, query_rows, gallery_rows, curves):
+  def _rank(self, group, query_rows, gallery_rows, ignored, curves):
     """Returns the metrics of a set, those of its benchmark if it has one."""
     budget = self._config.memory_budget_mb
     if group.benchmark == 'recognition':
@@ -192,9 +195,7 @@ class Evaluator:
         None if group.gallery is None else gallery_rows,
         group.relevant,
         metrics=names,
-        ignored=None
-        if group.ignored is None
-        else metrics.Ignored(group.ignored),
+        ignored=ignored,
         memory_budget_mb=budget,
         curves=curves,
       )
@@ -209,7 +210,7 @@ class Evaluator:
       metrics=names,
       grades=None if group.benchmark else self._grades,
       categories=group.categories,
-      ignored=_ignored(self._config.ignore, group),
+      ignored=ignored,
       own_rows=group.own_rows,
       memory_budget_mb=budget,
       all_processes=True,
@@ -252,6 +253,7 @@ class Evaluator:
         ),
         functools.partial(_evaluate_lists, measured),
         list_length=self._config.list_length,
+        left_out=measured.removed,
         memory_budget_mb=self._config.memory_budget_mb,
       )
       for name, measured in found.items()
@@ -267,24 +269,14 @@ def variables_of(replicated_state: state_lib.TrainState) -> dict[str, Any]:
   }
 
 
-def _ignored(
-  columns: Sequence[str], group: data.EvaluationSet
-) -> metrics.Ignored | None:
-  """Returns what the queries of a set are not judged by."""
-  if not columns:
-    return None
-  return metrics.Ignored(
-    sequences=group.sequences if 'sequence' in columns else None,
-    cameras=group.domains if 'domain' in columns else None,
-  )
-
-
 def _has_lists(group: data.EvaluationSet) -> bool:
   """Returns whether a set is one of retrieval, whose lists can be measured."""
   return group.benchmark != 'recognition' and group.own_rows is None
 
 
-def _evaluate_lists(measured: Evaluation, indices: np.ndarray):
+def _evaluate_lists(
+  measured: Evaluation, indices: np.ndarray
+) -> metrics.RetrievalResult:
   """Returns the metrics of ranked lists of a set."""
   group = measured.group
   if group.relevant is not None:
@@ -300,6 +292,7 @@ def _evaluate_lists(measured: Evaluation, indices: np.ndarray):
     query_labels,
     None if group.gallery is None else gallery_labels,
     grades=measured.grades,
+    ignored=measured.ignored,
   )
 
 

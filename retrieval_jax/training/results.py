@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
-import numpy as np
 
 from retrieval_jax import data, neighbors
 from retrieval_jax.core import tiles
@@ -20,6 +19,7 @@ from retrieval_jax.training import (
   per_query,
   projector,
   report,
+  report_data,
   reporting,
 )
 from retrieval_jax.training import config as config_lib
@@ -27,8 +27,6 @@ from retrieval_jax.training import config as config_lib
 REPORT_FILE = 'report.html'
 # Rows of each side whose pairs the page shows, unless a metric has all pairs.
 _NUM_PAIRED = 3000
-# Of a query, that the page shows.
-_NUM_NEAREST = 10
 
 
 class Selection(NamedTuple):
@@ -83,7 +81,7 @@ def write_results(
   found: Mapping[str, evaluation.Evaluation],
   selection: Selection,
   ablation: Mapping[str, Sequence[ablation_lib.Variant]],
-) -> dict[str, report.ReportData]:
+) -> dict[str, report_data.ReportData]:
   """Writes `results.json`, the values per query and the pages; prints metrics.
 
   Args:
@@ -206,16 +204,25 @@ def _write_projection(workdir, config, name, page) -> None:
 
 def _report_data(
   workdir, config, dataset, name, measured, selection, ablation
-) -> report.ReportData:
+) -> report_data.ReportData:
   group = measured.group
-  similarities, indices = _nearest(config, measured)
+  exclude_self = group.gallery is None
+  similarities, indices = neighbors.rank(
+    (),
+    neighbors.Embedded(
+      measured.query_embeddings, measured.gallery_embeddings, exclude_self
+    ),
+    min(10, len(group.searched) - exclude_self),
+    left_out=measured.removed,
+    memory_budget_mb=config.eval.memory_budget_mb,
+  )
   labels = group.query.labels, group.searched.labels
   (query_labels, gallery_labels), class_names = dataset.display_classes(*labels)
   # The curves are of the set that was watched while the run was trained.
   watched = name
   if dataset.validations:
     watched = name.removesuffix('test') + 'validation'
-  return report.ReportData(
+  return report_data.ReportData(
     title=f'{config.loss.name} on {dataset.name}',
     config=config.to_dict(),
     evaluation=measured.result,
@@ -234,35 +241,6 @@ def _report_data(
     watched=watched,
     ablation=ablation,
     **_pairs(config, measured),
-  )
-
-
-def _nearest(config, measured):
-  """Returns (similarities, gallery rows), [Q, K], of what is nearest.
-
-  What is in no ranking, such as the query itself, is none of it.
-  """
-  exclude_self = measured.group.gallery is None
-  removed = measured.removed
-  num_removed = 0 if removed is None else removed.shape[1]
-  most = len(measured.group.searched) - exclude_self
-  k = max(1, min(_NUM_NEAREST, most - num_removed))
-  similarities, indices = neighbors.top_k(
-    measured.query_embeddings,
-    measured.gallery_embeddings,
-    min(k + num_removed, most),
-    exclude_self=exclude_self,
-    memory_budget_mb=config.eval.memory_budget_mb,
-  )
-  if removed is None:
-    return similarities, indices
-  is_removed = np.stack(
-    [np.isin(row, own) for row, own in zip(indices, removed, strict=True)]
-  )
-  order = np.argsort(is_removed, axis=1, kind='stable')[:, :k]
-  return tuple(
-    np.take_along_axis(np.asarray(array), order, axis=1)
-    for array in (similarities, indices)
   )
 
 
@@ -286,10 +264,11 @@ def _pairs(config, measured) -> dict[str, Any]:
     self_excluded=group.gallery is None,
     grades=measured.grades,
     budget=tiles.check_memory_budget(config.eval.memory_budget_mb),
+    has_ignored=measured.ignored is not None,
   )
   try:
     found = verification.verify(task)
-  except InputError as error:  # One kind alone, or too little memory.
+  except InputError as error:  # One kind, too little memory, or ignored rows.
     return {'pairs_note': f'Pairs are not shown: {error}.'}
   note = ''
   if len(query) < len(group.query) or len(gallery) < len(group.searched):

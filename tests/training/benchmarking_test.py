@@ -18,6 +18,7 @@ from retrieval_jax.training import (
   report,
   reporting,
 )
+from retrieval_jax.training.experiment import make_experiment
 
 
 @pytest.fixture(scope='module')
@@ -481,7 +482,7 @@ def test_mistakes(run, tmp_path, make_config):
   _refused(str(tmp_path), 'is not the workdir of a run', *oxford)
   _refused(run, "'mixture'; allowed is one data set", ('data.name', 'mixture'))
   with pytest.raises(InputError, match='python -m retrieval_jax.evaluate'):
-    loop.make_experiment(
+    make_experiment(
       make_config(
         data__name='roxford5k', data__dir=tmp_path, data__image_size=8
       )
