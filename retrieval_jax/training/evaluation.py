@@ -11,7 +11,6 @@ import numpy as np
 
 from retrieval_jax import data, metrics, neighbors
 from retrieval_jax.core import collectives, relations
-from retrieval_jax.metrics import ignored as ignored_lib
 from retrieval_jax.metrics import protocols
 from retrieval_jax.training import ablation as ablation_lib
 from retrieval_jax.training import config as config_lib
@@ -46,8 +45,6 @@ class Evaluation(NamedTuple):
       return self.group.own_rows[:, None]
     if self.ignored is None:
       return None
-    if self.group.relevant is not None:
-      return ignored_lib.padded_rows(self.group.ignored, 'ignored')
     labels = self.group.query.labels, self.group.searched.labels
     return self.ignored.rows_of_all(*labels, self.grades)
 
