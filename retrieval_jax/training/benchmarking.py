@@ -16,7 +16,7 @@ from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import (
   config_checks,
   evaluation,
-  report,
+  report_queries,
   reporting,
   results,
   state,
@@ -148,7 +148,9 @@ def evaluate_on(
       folder, config, dataset, found, selection, ablation
     )
     for key, page in pages.items():
-      reporter.image(step, f'eval/gallery/{key}', report.gallery_image(page))
+      reporter.image(
+        step, f'eval/gallery/{key}', report_queries.gallery_image(page)
+      )
   return {key: result.metrics for key, result in measured.items()}
 
 
