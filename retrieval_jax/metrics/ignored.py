@@ -138,6 +138,63 @@ class Ignored:
     return sentences
 
 
+def with_own_rows(
+  ignored: Ignored | None, own_rows: np.ndarray | None
+) -> Ignored | None:
+  """Returns what is in no ranking, the query itself among it."""
+  if own_rows is None:
+    return ignored
+  rows = own_rows[:, None]
+  if ignored is None:
+    return Ignored(rows)
+  if ignored.rows is not None:
+    rows = np.concatenate([ignored.rows, rows], axis=1)
+  return dataclasses.replace(ignored, rows=rows)
+
+
+def check_own_rows(
+  own_rows, labels: np.ndarray, gallery_labels: np.ndarray
+) -> np.ndarray:
+  """Returns which gallery row each query itself is.
+
+  Args:
+    own_rows: [Q] int, negative for none.
+    labels: [Q] int, or [Q, L] label sets.
+    gallery_labels: [N] int, or [N, M] likewise.
+
+  Returns:
+    [Q] int64, -1 for none.
+
+  Raises:
+    InputError: for another shape or dtype, a row that is not there, or a label
+      other than the query's.
+  """
+  own_rows = np.asarray(own_rows)
+  if (
+    own_rows.shape != labels.shape[:1]
+    or not np.issubdtype(own_rows.dtype, np.integer)
+    or own_rows.max(initial=-1) >= len(gallery_labels)
+  ):
+    raise InputError(
+      f'own_rows has shape {own_rows.shape} and dtype {own_rows.dtype}; '
+      f'allowed are {len(labels)} integers, one for each query, below '
+      f'{len(gallery_labels)}, the rows of the gallery'
+    )
+  own_rows = np.where(own_rows < 0, -1, own_rows.astype(np.int64))
+  query = np.flatnonzero(own_rows >= 0)
+  if labels.ndim == 1:
+    differs = labels[query] != gallery_labels[own_rows[query]]
+    if differs.any():
+      first = int(query[differs.argmax()])
+      raise InputError(
+        f'own_rows: query {first} has label {labels[first]} and is row '
+        f'{own_rows[first]} of the gallery, with label '
+        f'{gallery_labels[own_rows[first]]}; allowed are rows of one label: '
+        'check how both were gathered'
+      )
+  return own_rows
+
+
 def check_rows(
   rows, name: str, num_queries: int, num_rows: int | None = None
 ) -> np.ndarray:

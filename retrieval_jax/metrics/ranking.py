@@ -38,6 +38,7 @@ def rank_positives(
   gallery_labels: np.ndarray,
   *,
   exclude_self: bool,
+  own_rows: np.ndarray | None = None,
   budget: int,
   counter: str | None = None,
   devices: Sequence[jax.Device] | None = None,
@@ -52,6 +53,8 @@ def rank_positives(
     gallery_labels: [N] int64.
     exclude_self: whether the gallery is the queries, and row i of it is left
       out for query i.
+    own_rows: [Q] int64, the gallery row, of its class, that is the query itself
+      and is left out for it, -1 for none; None: none, or `exclude_self`.
     budget: bytes of memory to stay within.
     counter: 'compare' or 'sort'; the faster for the block, if None.
     devices: all local devices, if None.
@@ -60,7 +63,9 @@ def rank_positives(
   Raises:
     InputError: if the budget does not hold the smallest block.
   """
-  classes = _Classes.of(query_labels, gallery_labels, exclude_self)
+  if exclude_self:
+    own_rows = np.arange(len(query_labels))
+  classes = _Classes.of(query_labels, gallery_labels, own_rows)
   query_rows = row_files.RowReader(query_embeddings)
   gallery_rows = row_files.RowReader(gallery_embeddings)
   # A file is read from front to back.
@@ -112,7 +117,7 @@ class _Classes:
   own_place: np.ndarray
 
   @classmethod
-  def of(cls, query_labels, gallery_labels, exclude_self):
+  def of(cls, query_labels, gallery_labels, own_rows):
     labels, sizes = np.unique(gallery_labels, return_counts=True)
     by_size = np.argsort(sizes, kind='stable')
     rank = np.argsort(by_size)
@@ -120,12 +125,14 @@ class _Classes:
     of_gallery = rank[np.searchsorted(labels, gallery_labels)]
     order = np.argsort(of_gallery, kind='stable')
     found = np.minimum(np.searchsorted(labels, query_labels), len(labels) - 1)
-    num_positives = np.where(
-      labels[found] == query_labels, sizes[rank[found]] - exclude_self, 0
-    )
     own_place = np.full(len(query_labels), -1)
-    if exclude_self:
-      own_place[order] = np.arange(len(order))
+    if own_rows is not None:
+      place = np.empty(len(order) + 1, np.int64)
+      place[order], place[-1] = np.arange(len(order)), -1
+      own_place = place[own_rows]
+    num_positives = np.where(
+      labels[found] == query_labels, sizes[rank[found]] - (own_place >= 0), 0
+    )
     return cls(
       order,
       of_gallery,

@@ -242,7 +242,12 @@ def grades(
 def ignored(
   config: ml_collections.ConfigDict, group: data.EvaluationSet
 ) -> metrics.Ignored | None:
-  """Returns what the queries of a set are not judged by, by `eval.ignore`."""
+  """Returns what the queries of a set are not judged by.
+
+  That is what the benchmark lists for each, or what `eval.ignore` says.
+  """
+  if group.ignored is not None:
+    return metrics.Ignored(group.ignored)
   columns = config.eval.ignore
   if not columns:
     return None

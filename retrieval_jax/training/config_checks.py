@@ -252,6 +252,19 @@ def validate_dataset(
       )
   if has_sets:
     _trace_loss(config, classes)
+  validate_evaluation(config, dataset, len(dataset.train))
+
+
+def validate_evaluation(
+  config: ml_collections.ConfigDict, dataset: data.Dataset, num_train: int
+) -> None:
+  """Raises `InputError` where the evaluation and the data do not fit.
+
+  Args:
+    config: `eval` and how pictures are normalised are read.
+    dataset: whose sets are measured.
+    num_train: images that post-processing may be fitted on.
+  """
   channels = dataset.image_shape[-1]
   for key in ('mean', 'std'):
     if len(config.data[key]) not in (1, channels):
@@ -259,11 +272,11 @@ def validate_dataset(
         f'data.{key} has {len(config.data[key])} numbers; allowed is 1 or '
         f'{channels}, the channels of {dataset.name}'
       )
-  _validate_evaluation(config, dataset)
-  _validate_postprocessing(config, dataset)
+  _validate_facts(config, dataset)
+  _validate_postprocessing(config, dataset, num_train)
 
 
-def _validate_evaluation(
+def _validate_facts(
   config: ml_collections.ConfigDict, dataset: data.Dataset
 ) -> None:
   """Raises if the evaluation asks for what the data do not know."""
@@ -295,7 +308,7 @@ def _validate_evaluation(
 
 
 def _validate_postprocessing(
-  config: ml_collections.ConfigDict, dataset: data.Dataset
+  config: ml_collections.ConfigDict, dataset: data.Dataset, num_train: int
 ) -> None:
   """Checks that there are as many images as post-processing asks for."""
   steps = config_lib.postprocessing(config)
@@ -322,7 +335,7 @@ def _validate_postprocessing(
       neighbors.Sizes(
         found=num_gallery - (group.gallery is None),
         gallery=num_gallery,
-        train=len(dataset.train),
+        train=num_train,
         dim=config.model.embedding_dim,
         list_length=config.eval.list_length + num_ignored,
       ),

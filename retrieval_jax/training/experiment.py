@@ -23,7 +23,7 @@ class Experiment(NamedTuple):
   dataset: data.Dataset
   load_batch: data.TrainLoader
   task: steps.Task
-  evaluate: evaluation_lib.Evaluator
+  evaluator: evaluation_lib.Evaluator
   num_steps: int
   schedule: optax.Schedule
   optimizer: optax.GradientTransformation
@@ -97,7 +97,7 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
       process_count=jax.process_count(),
     ),
     task=task,
-    evaluate=evaluation_lib.Evaluator(config, task, dataset.class_categories),
+    evaluator=evaluation_lib.Evaluator(config, task, dataset.class_categories),
     num_steps=num_steps,
     schedule=schedule,
     optimizer=optim.make_optimizer(

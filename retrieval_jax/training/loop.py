@@ -170,10 +170,8 @@ def _measure(
   curves: bool = False,
 ) -> dict[str, evaluation_lib.Evaluation]:
   """Measures a state on some sets, by their names."""
-  return {
-    name: experiment.evaluate(replicated_state, group, name, curves=curves)
-    for name, group in groups.items()
-  }
+  variables = evaluation_lib.variables_of(replicated_state)
+  return experiment.evaluator.measure(variables, groups, curves=curves)
 
 
 def _ablate(
@@ -191,8 +189,10 @@ def _ablate(
   validations = _measure(
     experiment, replicated_state, experiment.dataset.validations
   )
-  return experiment.evaluate.ablate(
-    replicated_state, {**validations, **found}, experiment.dataset.train
+  return experiment.evaluator.ablate(
+    evaluation_lib.variables_of(replicated_state),
+    {**validations, **found},
+    experiment.dataset.train,
   )
 
 

@@ -43,8 +43,7 @@ def _measure(evaluator, dataset, embeddings, readable):
     embeddings[source.rows],
     readable[source.rows],
   )
-  state = type('', (), {'params': {'embedder': None}, 'batch_stats': None})
-  return evaluator(state, dataset.tests['test'])
+  return evaluator.measure(None, dataset.tests)['test']
 
 
 def test_columns_reach_the_metrics(known, make_config):
@@ -96,13 +95,13 @@ def test_an_experiment_says_what_it_ignored(known, make_config):
   experiment = make_experiment(config)
   x = np.random.default_rng(0).normal(size=(120, 6)).astype(np.float32)
   found = _measure(
-    experiment.evaluate, experiment.dataset, x, np.ones(120, bool)
+    experiment.evaluator, experiment.dataset, x, np.ones(120, bool)
   )
   protocol = json.loads(json.dumps(found.result.protocol))
   assert protocol['ignored'] == ["rows of the query's own sequence"]
   assert protocol['num_categories'] == 3
   assert protocol['relevance'] == 'a grade above 0'
-  np.testing.assert_array_equal(found.grades, experiment.evaluate._grades)
+  np.testing.assert_array_equal(found.grades, experiment.evaluator._grades)
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,7 @@ def test_load_embeds_as_the_evaluation_did(make_config, tmp_path, tiny_dataset):
   variables = checkpoint.restore_variables(str(tmp_path))
   from retrieval_jax.training import state as state_lib
 
-  rows, readable = experiment.evaluate.embed(
+  rows, readable = experiment.evaluator.embed(
     state_lib.replicate(
       {
         'params': variables['params']['embedder'],

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.metrics.protocols import revisited, safe_pickle
+from retrieval_jax.core.ground_truth import safe_pickle
+from retrieval_jax.metrics.protocols import revisited
 
 _SHORT = dict(zip(revisited.METRICS, ('map', 'p1', 'p5', 'p10'), strict=True))
 
