@@ -14,9 +14,8 @@ counters give the same numbers:
   query, in vector registers, on any device. Where the queries are the gallery
   it needs only half of the similarities: s_ij is counted for query i, and for
   query j;
-- `count_by_sorting` sorts the similarities of the negatives on the host and
-  looks the thresholds up in them, O((N + R) log N) a query: the faster on a CPU
-  for large classes.
+- `count_by_sorting` sorts rankings on the host, whose keys tell a positive from
+  a negative, O((N + R) log N) a query: the faster on a CPU for large classes.
 """
 
 import collections

@@ -217,8 +217,9 @@ class _Ranking:
       return
     gallery, classes = self._gallery, self._classes
     width = int(classes.num_positives[queries].max())
-    columns = gallery.tile_rows * counting.tiles_at_once(gallery)
-    in_one_part = columns >= gallery.num_rows
+    at_once = counting.tiles_at_once(gallery)
+    in_one_part = at_once == len(gallery) and gallery.process[1] == 1
+    columns = gallery.tile_rows * at_once
     # Similarities and keys; a ranking, and which of it are positives; what
     # stands above these, and their ranks.
     row_bytes = 8 * (columns + gallery.tile_rows) + 176 * width
