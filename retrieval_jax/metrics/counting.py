@@ -332,7 +332,7 @@ def _sum_over_chunks(count, x, chunk):
 def count_by_sorting(
   gallery: tiles.Tiles,
   rows: jax.Array,
-  columns: tuple[jax.Array, jax.Array],
+  of_queries: tuple[jax.Array, jax.Array],
   num_positives: np.ndarray,
   own_keys: np.ndarray | None = None,
 ) -> np.ndarray:
@@ -341,8 +341,8 @@ def count_by_sorting(
   Args:
     gallery: the tiles, with two columns: the class, and the place.
     rows: [B', D] float32, unit rows of the queries, and padding.
-    columns: ([B'], [B']) int32, the classes of the queries, and the places of
-      the rows that are the queries themselves.
+    of_queries: ([B'], [B']) int32, the classes of the queries, and the places
+      of the rows that are the queries themselves.
     num_positives: [B], of the queries.
     own_keys: [B, K] int32, the keys of the positives, and `LAST_KEY`; None: all
       of the gallery is sorted at a time, and they are in it.
@@ -359,7 +359,7 @@ def count_by_sorting(
       tile_rows, tile_columns = gallery[index]
       similarities = ranks.similarities(rows, tile_rows)
       parts.append(
-        keys(similarities, columns, tile_columns, positives=own_keys is None)
+        keys(similarities, of_queries, tile_columns, positives=own_keys is None)
       )
     parts = [np.asarray(part) for part in parts]
     width = sum(part.shape[1] for part in parts)

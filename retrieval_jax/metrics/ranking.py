@@ -24,7 +24,7 @@ from retrieval_jax.metrics import counting, ranks
 from retrieval_jax.metrics.ranks import Ranks
 
 # On a CPU comparing is the faster up to about this many positives (measured).
-_COMPARE_UP_TO = 128
+_COMPARE_UP_TO = 64
 # Narrow, so that of a symmetric matrix little more than half is computed.
 _TILE_ROWS = 1024
 _SORTED_ROWS = 128  # More leave the cache.
@@ -220,9 +220,9 @@ class _Ranking:
     at_once = counting.tiles_at_once(gallery)
     in_one_part = at_once == len(gallery) and gallery.process[1] == 1
     columns = gallery.tile_rows * at_once
-    # Similarities and keys; a ranking, and which of it are positives; what
-    # stands above these, and their ranks.
-    row_bytes = 8 * (columns + gallery.tile_rows) + 176 * width
+    # Keys, as they come and as a ranking, and which of them are positives;
+    # similarities under way; what stands above the positives, and their ranks.
+    row_bytes = 13 * (columns + width) + 8 * gallery.tile_rows + 176 * width
     smallest = tiles.MIN_BLOCK_ROWS * row_bytes
     self._check_budget(smallest, width)
     threads = max(1, min(self._num_threads(), self._budget // smallest))
@@ -232,29 +232,29 @@ class _Ranking:
 
     def count(block):
       picked = queries[block]
-      rows, columns = gallery.put_queries(
+      rows, of_queries = gallery.put_queries(
         self._query_rows[picked],
         (classes.of_queries[picked], classes.own_place[picked]),
         block_rows,
       )
       own_keys = None
       if not in_one_part:
-        own_keys = self._own_keys(picked, rows, columns, width)
+        own_keys = self._own_keys(picked, rows, of_queries, width)
       return picked, counting.count_by_sorting(
-        gallery, rows, columns, classes.num_positives[picked], own_keys
+        gallery, rows, of_queries, classes.num_positives[picked], own_keys
       )
 
     blocks = list(tiles.blocks(len(queries), block_rows))
     for picked, counts in _map_in_order(count, blocks, threads):
       yield self._ranks(picked, self._of_all_processes(counts))
 
-  def _own_keys(self, queries, rows, columns, width):
+  def _own_keys(self, queries, rows, of_queries, width):
     """Returns the keys [b, width] of the positives of some queries."""
     own_keys = np.empty((len(queries), 0), np.int32)
     for _, (tile_rows, tile_columns) in self._members(queries):
       found = counting.keys(
         ranks.similarities(rows, tile_rows),
-        columns,
+        of_queries,
         tile_columns,
         negatives=False,
       )
