@@ -24,7 +24,7 @@ from retrieval_jax.metrics import counting, ranks
 from retrieval_jax.metrics.ranks import Ranks
 
 # On a CPU comparing is the faster up to about this many positives (measured).
-_COMPARE_UP_TO = 64
+_COMPARE_UP_TO = 96
 # Narrow, so that of a symmetric matrix little more than half is computed.
 _TILE_ROWS = 1024
 _SORTED_ROWS = 128  # More leave the cache.
