@@ -415,18 +415,3 @@ def _map_in_order(function, items, threads):
         yield pending.pop(0).result()
     for future in pending:
       yield future.result()
-
-
-def _map_in_order(function, items, threads):
-  """Maps in threads, in order, with one result a thread waiting at most."""
-  if threads == 1:
-    yield from map(function, items)
-    return
-  with futures.ThreadPoolExecutor(threads) as pool:
-    pending = []
-    for item in items:
-      pending.append(pool.submit(function, item))
-      if len(pending) == threads:
-        yield pending.pop(0).result()
-    for future in pending:
-      yield future.result()
