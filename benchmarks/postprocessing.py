@@ -23,7 +23,7 @@ import time
 import jax
 import numpy as np
 
-from retrieval_jax import data, neighbors
+from retrieval_jax import data, metrics, neighbors
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.training import ablation, checkpoint, steps
 from retrieval_jax.training import config as config_lib
@@ -87,7 +87,10 @@ def measure(names, embedded, labels, list_length):
   chain = neighbors.parse_postprocessing(names, _OPTIONS)
   started = time.perf_counter()
   (variant,) = ablation.ablate(
-    [chain], embedded, labels, None, list_length=list_length
+    [chain],
+    embedded,
+    lambda rows: metrics.evaluate_lists(rows, labels),
+    list_length=list_length,
   )
   return variant.result.metrics, time.perf_counter() - started
 

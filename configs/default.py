@@ -39,8 +39,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   data.domain_column = config_dict.placeholder(str)
   # Of 'glyphs': a folder of fonts; None: those of matplotlib.
   data.fonts = config_dict.placeholder(str)
-  # Of 'gldv2': 'clean', 'c2x' or 'all'.
+  # Of 'gldv2': 'clean', 'c2x', 'all' or 'none' of the training images, and
+  # whether recognition is measured too, which embeds them all.
   data.subset = config_dict.placeholder(str)
+  data.recognition = False
+  # Of 'roxford5k' and 'rparis6k': the folder revisitop1m, to search in too.
+  data.distractors = config_dict.placeholder(str)
   # Of TFDS: sub-splits such as 'train[:80%]', and where the defaults fail,
   # what is searched in and the names of the features.
   data.train_split = config_dict.placeholder(str)

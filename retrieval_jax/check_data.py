@@ -14,7 +14,7 @@ import tqdm
 
 from retrieval_jax import command_line
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.data import dataset, loading
+from retrieval_jax.data import loading, roles
 from retrieval_jax.data.checks import contact_sheet, findings, inspection
 from retrieval_jax.data.checks.duplicates import MAX_BITS
 from retrieval_jax.data.collection import Collection
@@ -123,7 +123,7 @@ def load(
     )
   if collection.split is None:
     return collection
-  return dataset.resolve_roles(collection)
+  return roles.resolve_roles(collection)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -14,8 +14,9 @@ import safetensors.numpy
 import retrieval_jax
 from retrieval_jax import export_model
 from retrieval_jax.models import pretrained
-from retrieval_jax.training import checkpoint, initialising, loop, results
+from retrieval_jax.training import checkpoint, initialising, results
 from retrieval_jax.training import config as config_lib
+from retrieval_jax.training.experiment import make_experiment
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -47,7 +48,7 @@ def place(tmp_path_factory):
     'eval.scales': '(1.0, 0.7)',
   }.items():
     config_lib.override(config, key, value)
-  experiment = loop.make_experiment(config)
+  experiment = make_experiment(config)
   workdir = str(folder / 'run')
   checkpoint.open_workdir(workdir)
   results.describe_run(workdir, config, experiment.dataset)

@@ -11,8 +11,9 @@ import pytest
 
 from retrieval_jax import calibrate, embed, export_index, search
 from retrieval_jax.neighbors import Index
-from retrieval_jax.training import checkpoint, loop, results
+from retrieval_jax.training import checkpoint, results
 from retrieval_jax.training import config as config_lib
+from retrieval_jax.training.experiment import make_experiment
 
 ROOT = pathlib.Path(__file__).parents[1]
 RUN = '--workdir=runs/circle'
@@ -27,7 +28,7 @@ def place(tmp_path_factory):
   """
   folder = tmp_path_factory.mktemp('place')
   config = config_lib.load(str(ROOT / 'configs/circle.py'))
-  experiment = loop.make_experiment(config)
+  experiment = make_experiment(config)
   workdir = str(folder / 'runs/circle')
   checkpoint.open_workdir(workdir)
   results.describe_run(workdir, config, experiment.dataset)

@@ -362,6 +362,7 @@ def test_tensorboard_takes_the_latest_run(machine):
     'check_data',
     'compare',
     'embed',
+    'evaluate',
     'export_index',
     'export_model',
     'search',

@@ -234,6 +234,27 @@ def are_related(
   return related
 
 
+def are_listed(rows: np.ndarray, lists: np.ndarray) -> np.ndarray:
+  """Returns whether each entry of a row is in a list of the same row.
+
+  Args:
+    rows: [Q, K] int; negative is nothing, which is in no list.
+    lists: [Q, L] int, padded with a negative number.
+
+  Returns:
+    [Q, K] bool.
+
+  Example:
+    >>> are_listed(np.array([[3, 1, -1], [3, 1, 0]]), np.array([[1, -1], [3, 0]]
+    ...   )).tolist()
+    [[False, True, False], [True, False, True]]
+  """
+  listed = np.zeros(rows.shape, bool)
+  for own, entries, wanted in zip(listed, rows, lists, strict=True):
+    own[:] = np.isin(entries, wanted)
+  return listed & (rows >= 0)
+
+
 def pair_relevance(
   labels: np.ndarray, others: np.ndarray, grades: np.ndarray | None = None
 ) -> np.ndarray:
@@ -303,6 +324,35 @@ def pack_label_sets(sets: np.ndarray) -> np.ndarray:
   order = np.argsort(~is_label, axis=1, kind='stable')
   packed = np.take_along_axis(np.where(is_label, sets, -1), order, axis=1)
   return packed[:, : max(1, int(is_label.sum(axis=1).max(initial=0)))]
+
+
+def number_labels(
+  labels: np.ndarray, others: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns labels as numbers from 0, equal where they are; int32 holds them.
+
+  Args:
+    labels: [N] int, or [N, L] label sets.
+    others: [M] or [M, L'] likewise, numbered alike.
+
+  Returns:
+    Two int64 arrays of their shapes, with -1 for what is no label of a set. A
+    negative int is as good a class as any other, and has a number.
+
+  Example:
+    >>> [x.tolist() for x in number_labels(
+    ...   np.array([[7, 2**40], [3, -1]]), np.array([[2**40, 3]]))]
+    [[[1, 2], [0, -1]], [[2, 0]]]
+  """
+  known = np.unique(np.concatenate([labels, others], axis=None))
+  if labels.ndim == 2:
+    known = known[known >= 0]
+
+  def number(given):
+    numbers = np.searchsorted(known, given)
+    return np.where(given >= 0, numbers, -1) if given.ndim == 2 else numbers
+
+  return number(labels), number(others)
 
 
 def check_labels(

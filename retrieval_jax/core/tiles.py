@@ -234,17 +234,22 @@ class Tiles:
       (_pad(self._prepare(rows), self.tile_rows, 0), columns), P('rows')
     )
 
-  def put_whole_tile(self, embeddings: np.ndarray) -> jax.Array:
+  def put_whole_tile(
+    self, embeddings: np.ndarray, columns: Sequence[np.ndarray] = ()
+  ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Puts up to T / devices rows on every device, as each has of a tile.
 
     Args:
       embeddings: [n, D] any float dtype.
+      columns: arrays [n] int32, padded with -1.
 
     Returns:
-      [T / devices, D] float32, unit rows and padding.
+      (rows [T / devices, D] float32, unit rows and padding; columns), as in
+      `tiles[i]`.
     """
-    num_rows = self.tile_rows // len(self.devices)
-    return self.put(_pad(unit_rows(embeddings), num_rows, 0))
+    return self.put_queries(
+      embeddings, columns, self.tile_rows // len(self.devices)
+    )
 
   def put_queries(
     self,

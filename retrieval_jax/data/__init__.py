@@ -6,7 +6,8 @@ To add a data set: a function that returns a `Collection`, and a line in
 
 from retrieval_jax.data import augmentation, preprocessing, transforms
 from retrieval_jax.data.collection import Collection
-from retrieval_jax.data.dataset import Dataset, EvaluationSet, describe
+from retrieval_jax.data.dataset import Dataset, describe
+from retrieval_jax.data.evaluation_set import EvaluationSet
 from retrieval_jax.data.loader import (
   TrainLoader,
   padded_batches,

@@ -5,6 +5,7 @@ set, queries and a gallery is decided by `splits`, alike for all loaders.
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -13,6 +14,30 @@ from retrieval_jax.data.sources import Images
 # What `Collection.split` holds.
 NO_SPLIT, TRAIN, VALIDATION, TEST = -1, 0, 1, 2
 SPLIT_NAMES = ('train', 'validation', 'test')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+  """A test that a benchmark defines, on rows of its collection.
+
+  Attributes:
+    queries: [Q] int64 rows that are asked.
+    gallery: [N] int64 rows that are searched in. A query that is among them is
+      excluded from its own ranking.
+    benchmark: whose metrics are measured, one of `metrics.protocols.METRICS`.
+    relevant: for each query the places in `gallery` [n] of what is to be found;
+      None: all images of its class.
+    ignored: likewise, what is in no ranking; None: nothing.
+    answers: [Q, L] int32, the classes that are right for a query, maybe none,
+      padded with -1; None: its label alone.
+  """
+
+  queries: np.ndarray
+  gallery: np.ndarray
+  benchmark: str
+  relevant: Sequence[np.ndarray] | None = None
+  ignored: Sequence[np.ndarray] | None = None
+  answers: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,6 +66,8 @@ class Collection:
       none; None: unknown.
     label_sets: [N, L] int32, all labels of a row, padded with -1, the first of
       which stands in `labels`; None: one label a row.
+    tasks: the tests that the benchmark defines, by name; {}: one test, of the
+      queries and the gallery above.
     image_shape: (H, W, C) of every image if they are alike; None: of any size.
     num_skipped: rows of the files left out, by reason, for people.
   """
@@ -59,6 +86,7 @@ class Collection:
   category_names: tuple[str, ...] = ()
   sequence: np.ndarray | None = None
   label_sets: np.ndarray | None = None
+  tasks: Mapping[str, Task] = dataclasses.field(default_factory=dict)
   image_shape: tuple[int, int, int] | None = None
   num_skipped: dict[str, int] = dataclasses.field(default_factory=dict)
 

@@ -8,14 +8,20 @@ from typing import Any
 from retrieval_jax.core.errors import InputError, unknown_name
 from retrieval_jax.data import embedded, glyphs, prepared
 from retrieval_jax.data.collection import Collection
-from retrieval_jax.data.dataset import (
-  Dataset,
-  choose_preprocessing,
-  make_dataset,
-  resolve_roles,
+from retrieval_jax.data.dataset import Dataset
+from retrieval_jax.data.formats import (
+  folders,
+  landmarks,
+  layouts,
+  revisited,
+  tables,
+  uned,
 )
-from retrieval_jax.data.formats import folders, landmarks, layouts, tables
+from retrieval_jax.data.forming import make_dataset
 from retrieval_jax.data.mixing import mix_datasets
+from retrieval_jax.data.preprocessing import Preprocessing
+from retrieval_jax.data.roles import resolve_roles
+from retrieval_jax.data.shaping import choose_preprocessing
 from retrieval_jax.data.validation import check_dataset
 
 # Name -> what reads it; its keyword arguments are keys of `data.*`.
@@ -29,6 +35,9 @@ DATASETS: dict[str, Callable[..., Collection]] = {
   'sop': layouts.sop,
   'in_shop': layouts.in_shop,
   'gldv2': landmarks.gldv2,
+  'roxford5k': functools.partial(revisited.revisited, 'roxford5k'),
+  'rparis6k': functools.partial(revisited.revisited, 'rparis6k'),
+  'uned': uned.uned,
   'mnist': functools.partial(prepared.load_prepared, 'mnist'),
   'fashion_mnist': functools.partial(prepared.load_prepared, 'fashion_mnist'),
 }
@@ -123,6 +132,8 @@ def load_dataset(
   name: str,
   *,
   members: Mapping[str, Mapping[str, Any]] | None = None,
+  preprocessing: Preprocessing | None = None,
+  for_training: bool = True,
   **options: Any,
 ) -> Dataset:
   """Loads a data set and checks it.
@@ -131,6 +142,8 @@ def load_dataset(
     name: one of `DATASETS`, 'tfds/<builder>', or 'mixture'.
     members: of a mixture: for each data set, by the name it is reported by, its
       `name` and what of the options differs for it.
+    preprocessing: how pictures become arrays; None: as the options say.
+    for_training: False: the tests alone, and no training set.
     **options: the keys of `data.*` that say what is loaded: those of the
       loader, of `resolve_roles`, `choose_preprocessing` and `make_dataset`.
 
@@ -144,6 +157,11 @@ def load_dataset(
     >>> dataset.image_shape, dataset.num_classes
     ((28, 28, 1), 10)
   """
+  if name == MIXTURE and not for_training:
+    raise InputError(
+      f'data.name is {MIXTURE!r}; allowed is one data set at a time to measure '
+      'a run on: take its members one after the other'
+    )
   if name == MIXTURE:
     dataset = mix_datasets(
       {
@@ -167,7 +185,10 @@ def load_dataset(
     )
     collection = load_collection(name, **collection_options(options))
     dataset = make_dataset(
-      collection, choose_preprocessing(collection, **shaping), **forming
+      collection,
+      preprocessing or choose_preprocessing(collection, **shaping),
+      for_training,
+      **forming,
     )
   check_dataset(dataset)
   return dataset

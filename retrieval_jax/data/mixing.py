@@ -103,19 +103,23 @@ def mix_datasets(members: Mapping[str, Dataset]) -> Dataset:
       first_other[index] - member.num_classes,
     )
 
-    def relabelled(source, shift=shift):
+    def shifted(labels, shift=shift):
+      return np.where(labels < 0, -1, labels + shift[labels]).astype(np.int32)
+
+    def relabelled(source, shifted=shifted):
       labels = source.labels
       if width:
         labels = labels.reshape(len(labels), -1)
         missing = width - labels.shape[1]
         labels = np.pad(labels, ((0, 0), (0, missing)), constant_values=-1)
-      labels = np.where(labels < 0, -1, labels + shift[labels])
-      return dataclasses.replace(source, labels=labels.astype(np.int32))
+      return dataclasses.replace(source, labels=shifted(labels))
 
-    def relabelled_set(group, relabelled=relabelled):
-      gallery = group.gallery and relabelled(group.gallery)
+    def relabelled_set(group, relabelled=relabelled, shifted=shifted):
       return dataclasses.replace(
-        group, query=relabelled(group.query), gallery=gallery
+        group,
+        query=relabelled(group.query),
+        gallery=group.gallery and relabelled(group.gallery),
+        answers=None if group.answers is None else shifted(group.answers),
       )
 
     sources.append(relabelled(member.train))

@@ -243,6 +243,11 @@ class Source:
     """(H, W, C) of the images that a model sees."""
     return self.preprocessing.image_shape
 
+  @property
+  def stored_rows(self) -> np.ndarray:
+    """[N] int64, which rows of the store they are."""
+    return np.arange(len(self)) if self.rows is None else self.rows
+
   def subset(self, rows: np.ndarray) -> 'Source':
     """Returns some rows of the N as a source."""
     return dataclasses.replace(

@@ -5,6 +5,7 @@ import numpy as np
 from retrieval_jax.core import relations
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.data.dataset import Dataset
+from retrieval_jax.data.evaluation_set import EvaluationSet
 from retrieval_jax.data.sources import Source
 
 
@@ -18,6 +19,33 @@ def check_dataset(dataset: Dataset) -> None:
       queries none of which has its class in the gallery.
   """
   groups = dataset.tests | dataset.validations
+  if dataset.train is not None:
+    _check_training(dataset)
+  for name, group in groups.items():
+    _check_source(dataset, f'queries of {name}', group.query)
+    _check_source(dataset, f'gallery of {name}', group.searched)
+    if not _has_match(group):
+      raise InputError(
+        f'data set {dataset.name!r}, {name}: no query has a match, nothing '
+        f'that is relevant to one of {len(group.query)} is in the gallery: '
+        'check that both are labelled alike'
+      )
+
+
+def _has_match(group: EvaluationSet) -> bool:
+  """Returns whether any query has something to find."""
+  if group.relevant is not None:
+    return any(map(len, group.relevant))
+  asked = group.query.labels if group.answers is None else group.answers
+  _, asked = relations.incidences(asked)
+  if group.gallery is None:
+    return bool((np.unique(asked, return_counts=True)[1] > 1).any())
+  _, searched = relations.incidences(group.gallery.labels)
+  return bool(np.isin(asked, searched).any())
+
+
+def _check_training(dataset: Dataset) -> None:
+  """Checks the training set and its classes."""
   _check_source(dataset, 'train', dataset.train)
   _, labels = relations.incidences(dataset.train.labels)
   if labels.min() < 0 or labels.max() >= dataset.num_classes:
@@ -33,32 +61,16 @@ def check_dataset(dataset: Dataset) -> None:
       'at least two, since images are told apart by their classes: add '
       'classes, or correct the labels'
     )
-  for name, group in groups.items():
-    _check_source(dataset, f'queries of {name}', group.query)
-    _check_source(dataset, f'gallery of {name}', group.searched)
-    _, asked = relations.incidences(group.query.labels)
-    asked, counts = np.unique(asked, return_counts=True)
-    if group.gallery is None:
-      has_match = (counts > 1).any()
-    else:
-      _, searched = relations.incidences(group.gallery.labels)
-      has_match = np.isin(asked, searched).any()
-    if not has_match:
-      raise InputError(
-        f'data set {dataset.name!r}, {name}: no query has a match, none of the '
-        f'{len(asked)} classes of the queries is in the gallery: check that '
-        'both are labelled alike'
-      )
 
 
 def _check_source(dataset: Dataset, part: str, source: Source) -> None:
   """Checks one part by itself."""
   where = f'data set {dataset.name!r}, {part}'
   relations.check_labels(source.labels, f'{where}: labels', label_sets=True)
-  if source.labels.ndim != dataset.train.labels.ndim:
+  if (source.labels.ndim == 2) != dataset.is_multi_label:
     raise InputError(
-      f'{where}: labels have shape {source.labels.shape}, those of the '
-      f'training set {dataset.train.labels.shape}; allowed are one label an '
+      f'{where}: labels have shape {source.labels.shape}, other than those of '
+      'the training set; allowed are one label an '
       'image in both, or label sets in both'
     )
   if not len(source):

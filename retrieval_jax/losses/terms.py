@@ -82,10 +82,26 @@ def reduce_row(
   rest = tuple(range(1, values.ndim))
   values, counts = jnp.sum(values, axis=rest), jnp.sum(counts, axis=rest)
   if reducer.name == 'per_anchor':
-    found = counts > 0
-    values = jnp.where(found, values / jnp.where(found, counts, 1.0), 0.0)
-    counts = found.astype(jnp.float32)
+    return row_means(values, counts)
   return values, counts
+
+
+def row_means(
+  values: jax.Array, counts: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the mean of each row, counted once, for 'per_anchor'.
+
+  Args:
+    values: [B] float32, the sum of the row.
+    counts: [B] float32, of how many.
+
+  Example:
+    >>> print(*row_means(jnp.array([6.0, 0.0]), jnp.array([3.0, 0.0])))
+    [2. 0.] [1. 0.]
+  """
+  found = counts > 0
+  means = jnp.where(found, values / jnp.where(found, counts, 1.0), 0.0)
+  return means, found.astype(jnp.float32)
 
 
 def row_term(

@@ -17,11 +17,7 @@ from retrieval_jax.metrics.definitions import (
 )
 from retrieval_jax.metrics.ignored import Ignored
 from retrieval_jax.metrics.listed import evaluate_listed
-from retrieval_jax.metrics.lists import (
-  ListResult,
-  evaluate_lists,
-  get_list_metric,
-)
+from retrieval_jax.metrics.lists import evaluate_lists
 from retrieval_jax.metrics.rankings import evaluate_rankings
 from retrieval_jax.metrics.results import RetrievalResult
 from retrieval_jax.metrics.retrieval import (
@@ -40,7 +36,6 @@ __all__ = [
   'Curve',
   'GroupMeans',
   'Ignored',
-  'ListResult',
   'Metric',
   'RankingCurves',
   'RetrievalResult',
@@ -52,7 +47,6 @@ __all__ = [
   'evaluate_lists',
   'evaluate_rankings',
   'evaluate_retrieval',
-  'get_list_metric',
   'get_metric',
   'goodness',
   'retrieval_metrics',

@@ -14,9 +14,8 @@ counters give the same numbers:
   query, in vector registers, on any device. Where the queries are the gallery
   it needs only half of the similarities: s_ij is counted for query i, and for
   query j;
-- `count_by_sorting` sorts the similarities of the negatives on the host and
-  looks the thresholds up in them, O((N + R) log N) a query: the faster on a CPU
-  for large classes.
+- `count_by_sorting` sorts rankings on the host, whose keys tell a positive from
+  a negative, O((N + R) log N) a query: the faster on a CPU for large classes.
 """
 
 import collections
@@ -34,7 +33,7 @@ from retrieval_jax.core import tiles
 from retrieval_jax.metrics import ranks
 
 SORTED_COLUMNS = 16384  # At most about so many are sorted at a time.
-_LARGEST = np.iinfo(np.int32).max
+_ROWS_IN_CACHE = 32
 # Compared at a time on a CPU (measured with AVX2).
 _CHUNK = 16
 _CHUNK_OF_COLUMNS = 8
@@ -330,57 +329,81 @@ def _sum_over_chunks(count, x, chunk):
 # -- sorting ------------------------------------------------------------------
 
 
-def count_by_sorting(gallery: tiles.Tiles, block: Block) -> Counts:
+def count_by_sorting(
+  gallery: tiles.Tiles,
+  rows: jax.Array,
+  of_queries: tuple[jax.Array, jax.Array],
+  num_positives: np.ndarray,
+  own_keys: np.ndarray | None = None,
+) -> np.ndarray:
   """Counts for one block, with at most `SORTED_COLUMNS` sorted at a time.
 
   Args:
-    gallery: the tiles, with one column: the class.
-    block: of queries.
+    gallery: the tiles, with two columns: the class, and the place.
+    rows: [B', D] float32, unit rows of the queries, and padding.
+    of_queries: ([B'], [B']) int32, the classes of the queries, and the places
+      of the rows that are the queries themselves.
+    num_positives: [B], of the queries.
+    own_keys: [B, K] int32, the keys of the positives, and `LAST_KEY`; None: all
+      of the gallery is sorted at a time, and they are in it.
+
+  Returns:
+    [2, P] int64, `above` and `reached` of `Counts`, of the P positives of all
+    queries, the best of each first.
   """
-  # The worst positive first, after what is absent.
-  positives = np.sort(np.asarray(block.own)[:, :-1], axis=1)
-  thresholds = _to_ints(np.asarray(_thresholds_of_positives(positives)))
-  above, least = np.split(thresholds, 2, axis=1)
-  counts = np.zeros((2, *positives.shape), np.int32)
-  at_once = max(1, SORTED_COLUMNS // gallery.tile_rows)
-  for some in tiles.blocks(len(gallery), at_once):
-    keys = []
+  starts = np.append(0, np.cumsum(num_positives))
+  counts = np.zeros((2, starts[-1]), np.int64)
+  for some in tiles.blocks(len(gallery), tiles_at_once(gallery)):
+    parts = [] if own_keys is None else [own_keys]
     for index in range(some.start, some.stop):
-      tile_rows, (gallery_class,) = gallery[index]
-      similarities = ranks.similarities(block.rows, tile_rows)
-      keys.append(_keys(similarities, block.query_class, gallery_class))
-    keys = [np.asarray(of_tile) for of_tile in keys]
-    row = np.empty(len(keys) * gallery.tile_rows + 1, np.int32)
-    for i in range(len(positives)):  # The row stays in the cache.
-      np.concatenate([of_tile[i] for of_tile in keys], out=row[:-1])
-      counts[:, i] += _count_in_row(row, above[i], least[i])
-  return Counts(*counts[:, :, ::-1], positives[:, ::-1] > -np.inf)
+      tile_rows, tile_columns = gallery[index]
+      similarities = ranks.similarities(rows, tile_rows)
+      parts.append(
+        keys(similarities, of_queries, tile_columns, positives=own_keys is None)
+      )
+    parts = [np.asarray(part) for part in parts]
+    width = sum(part.shape[1] for part in parts)
+    rankings = np.empty((_ROWS_IN_CACHE, width), np.int32)
+    for few in tiles.blocks(len(num_positives), _ROWS_IN_CACHE):
+      of_few = rankings[: few.stop - few.start]
+      np.concatenate([part[few] for part in parts], axis=1, out=of_few)
+      of_few.sort(axis=1)
+      found = ranks.count_in_order(of_few)[1:]
+      counts[:, starts[few.start] : starts[few.stop]] += found
+  return counts
 
 
-def _count_in_row(row, above, least):
-  """Returns how many of row[:-1], which it sorts, reach what, [2, K]."""
-  row[-1] = _LARGEST  # Something is found behind all.
-  negatives = row[:-1]
-  negatives.sort()
-  first = negatives.searchsorted(least)
-  reached = len(negatives) - first
-  tied = row.take(first, mode='clip') < above
-  if not tied.any():
-    return reached, reached
-  strictly = reached.copy()
-  strictly[tied] = len(negatives) - negatives.searchsorted(above[tied])
-  return strictly, reached
+def tiles_at_once(gallery: tiles.Tiles) -> int:
+  """Returns how many tiles are sorted at a time."""
+  return min(len(gallery), max(1, SORTED_COLUMNS // gallery.tile_rows))
 
 
-def _to_ints(x):
-  """Returns int32 that are ordered as the float32 are; they sort faster."""
-  bits = x.view(np.int32)
-  return bits ^ ((bits >> 31) & _LARGEST)
+@functools.partial(jax.jit, static_argnames=('positives', 'negatives'))
+def keys(
+  similarities: jax.Array,
+  of_queries: tuple[jax.Array, jax.Array],
+  of_rows: tuple[jax.Array, jax.Array],
+  *,
+  positives: bool = True,
+  negatives: bool = True,
+) -> jax.Array:
+  """Returns the keys [B, T] of similarities, see `ranks`.
 
-
-@jax.jit
-def _keys(similarities, query_class, gallery_class):
-  """Returns `_to_ints` of negatives, the least key for all else."""
-  negative = query_class[:, None] != gallery_class[None, :]
-  negative &= (gallery_class >= 0)[None, :]  # Not the padding.
-  return jnp.where(negative, _to_ints(similarities), -_LARGEST - 1)
+  Args:
+    similarities: [B, T] float32.
+    of_queries: ([B], [B]) int32, the class of each query, and the place in the
+      gallery of the query itself.
+    of_rows: ([T], [T]) int32, the class and the place of each row; a class of
+      -1 is padding.
+    positives: whether to give those of positives.
+    negatives: and those of negatives; all other get `LAST_KEY`.
+  """
+  (class_, place), (row_class, row_place) = of_queries, of_rows
+  is_positive = class_[:, None] == row_class[None, :]
+  wanted = (row_class >= 0)[None, :] & (place[:, None] != row_place[None, :])
+  if not positives:
+    wanted &= ~is_positive
+  if not negatives:
+    wanted &= is_positive
+  found = ranks.to_keys(similarities) + ~is_positive
+  return jnp.where(wanted, found, ranks.LAST_KEY)

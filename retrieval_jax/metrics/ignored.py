@@ -69,6 +69,63 @@ class Ignored:
       pairs[name] = pair
     return Ignored(rows, **pairs)
 
+  def rows_of_all(
+    self,
+    labels: np.ndarray,
+    gallery_labels: np.ndarray,
+    grades: np.ndarray | None = None,
+  ) -> np.ndarray:
+    """Returns the rows of the gallery that each query ignores, for any reason.
+
+    They take memory of Q times the most that one query ignores.
+
+    Args:
+      labels: [Q] int, or [Q, L] label sets, by which `cameras` knows positives.
+      gallery_labels: [N] or [N, M] likewise.
+      grades: [C, C], see `core.relations`.
+
+    Returns:
+      [Q, L'] int64, each row once, padded with -1.
+
+    Raises:
+      InputError: see `checked`.
+
+    Example:
+      >>> ignored = Ignored([[3], []], cameras=(np.array([0, 1]),
+      ...                                       np.array([0, 0, 1, 1])))
+      >>> ignored.rows_of_all(np.array([5, 6]), np.array([5, 6, 6, 5])).tolist()
+      [[3, 0], [2, -1]]
+    """
+    checked = self.checked(len(labels), len(gallery_labels))
+    found = [[] for _ in labels]
+    if checked.rows is not None:
+      for own, rows in zip(found, checked.rows, strict=True):
+        own.append(rows[rows >= 0])
+    reasons = (checked.sequences, False), (checked.cameras, True)
+    for pair, among_positives in reasons:
+      if pair is None:
+        continue
+      numbers, known = pair
+      order = np.argsort(known, kind='stable')
+      begins, ends = (
+        np.searchsorted(known[order], numbers, side)
+        for side in ('left', 'right')
+      )
+      for query in np.flatnonzero(numbers >= 0):
+        rows = order[begins[query] : ends[query]]
+        if among_positives:
+          rows = rows[
+            relations.are_related(
+              labels[query][None], gallery_labels[rows][None], grades
+            )[0]
+          ]
+        found[query].append(rows)
+    return check_rows(
+      [np.concatenate([*own, np.zeros(0, np.int64)]) for own in found],
+      'ignored',
+      len(labels),
+    )
+
   def describe(self) -> list[str]:
     """Returns what is ignored, in words."""
     sentences = []
@@ -79,6 +136,63 @@ class Ignored:
     if self.cameras is not None:
       sentences.append("positives of the query's own camera")
     return sentences
+
+
+def with_own_rows(
+  ignored: Ignored | None, own_rows: np.ndarray | None
+) -> Ignored | None:
+  """Returns what is in no ranking, the query itself among it."""
+  if own_rows is None:
+    return ignored
+  rows = own_rows[:, None]
+  if ignored is None:
+    return Ignored(rows)
+  if ignored.rows is not None:
+    rows = np.concatenate([ignored.rows, rows], axis=1)
+  return dataclasses.replace(ignored, rows=rows)
+
+
+def check_own_rows(
+  own_rows, labels: np.ndarray, gallery_labels: np.ndarray
+) -> np.ndarray:
+  """Returns which gallery row each query itself is.
+
+  Args:
+    own_rows: [Q] int, negative for none.
+    labels: [Q] int, or [Q, L] label sets.
+    gallery_labels: [N] int, or [N, M] likewise.
+
+  Returns:
+    [Q] int64, -1 for none.
+
+  Raises:
+    InputError: for another shape or dtype, a row that is not there, or a label
+      other than the query's.
+  """
+  own_rows = np.asarray(own_rows)
+  if (
+    own_rows.shape != labels.shape[:1]
+    or not np.issubdtype(own_rows.dtype, np.integer)
+    or own_rows.max(initial=-1) >= len(gallery_labels)
+  ):
+    raise InputError(
+      f'own_rows has shape {own_rows.shape} and dtype {own_rows.dtype}; '
+      f'allowed are {len(labels)} integers, one for each query, below '
+      f'{len(gallery_labels)}, the rows of the gallery'
+    )
+  own_rows = np.where(own_rows < 0, -1, own_rows.astype(np.int64))
+  query = np.flatnonzero(own_rows >= 0)
+  if labels.ndim == 1:
+    differs = labels[query] != gallery_labels[own_rows[query]]
+    if differs.any():
+      first = int(query[differs.argmax()])
+      raise InputError(
+        f'own_rows: query {first} has label {labels[first]} and is row '
+        f'{own_rows[first]} of the gallery, with label '
+        f'{gallery_labels[own_rows[first]]}; allowed are rows of one label: '
+        'check how both were gathered'
+      )
+  return own_rows
 
 
 def check_rows(

@@ -23,6 +23,7 @@ def evaluate_listed(
   categories=None,
   ignored: Ignored | None = None,
   memory_budget_mb: float = 128,
+  curves: bool = False,
 ) -> RetrievalResult:
   """Returns retrieval metrics of a ground truth that lists rows.
 
@@ -40,6 +41,7 @@ def evaluate_listed(
     categories: [Q] int, see `retrieval_metrics`.
     ignored: rows in no ranking.
     memory_budget_mb: see `retrieval_metrics`.
+    curves: whether the result has them, see `evaluate_retrieval`.
 
   Example:
     Of the two rows nearest to the query, the first is junk.
@@ -85,6 +87,7 @@ def evaluate_listed(
     num_queries=len(queries),
     num_candidates=len(gallery) - self_excluded,
     groups=groups,
+    curves=curves,
     protocol=results.describe_search(
       queries,
       gallery,

@@ -2,150 +2,32 @@
 
 Re-ranking gives the best k gallery rows and nothing else, so that a metric of
 the full ranking has no value; and what comes behind k would be another
-ranking's. Here is what the first k say:
-
-- the order is that of the list: there are no ties;
-- `recall_at_<j>`, `precision_at_<j>` and `mean_average_precision_at_<j>` for
-  j <= k, the last with the denominator min(R, j);
-- `r_precision` and `mean_average_precision_at_r`, which look at the first R
-  ranks, where no query has R above k;
-- an entry of -1 is a rank at which nothing was returned, a miss; an entry for
-  the second time is a miss too, and keeps its rank.
+ranking's. So a metric may look at the first k ranks alone: those with a number
+up to k, and those at R where no query has R above k. The order is that of the
+list: there are no ties.
 """
 
 import dataclasses
-import re
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import sparse
 
 from retrieval_jax.core import relations, tiles
-from retrieval_jax.core.errors import InputError, unknown_name
+from retrieval_jax.core.errors import InputError
+from retrieval_jax.metrics import averages, definitions, rankings
+from retrieval_jax.metrics.averages import Groups
+from retrieval_jax.metrics.ignored import Ignored, padded_rows
+from retrieval_jax.metrics.results import RetrievalResult
+from retrieval_jax.metrics.retrieval import check_label_pair, check_metrics
 
-_BLOCK_ROWS = 4096
-
-
-class ListMetric(NamedTuple):
-  """A metric of lists.
-
-  Attributes:
-    definition: one sentence, with the denominator.
-    depth: ranks that it looks at; None: R of the query.
-    value: (hits [B, k] bool, R [B] int) -> [B] float64.
-  """
-
-  definition: str
-  depth: int | None
-  value: Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class ListResult:
-  """Metrics of lists, with what they are of.
-
-  Attributes:
-    metrics: name -> mean over the queries that have a positive, in [0, 1].
-    protocol: num_queries, num_lone_queries, gallery_size, self_excluded,
-      list_length (k), mean_returned (entries a list) and definitions (name ->
-      sentence). JSON types only.
-    per_query: name -> [Q] float64, NaN for lone queries, and of
-      `returned_precision` for empty lists.
-  """
-
-  metrics: dict[str, float]
-  protocol: dict[str, Any]
-  per_query: dict[str, np.ndarray]
-
-
-def _recall(j):
-  return lambda hits, _: hits[:, :j].any(axis=1).astype(np.float64)
-
-
-def _precision(j):
-  return lambda hits, _: hits[:, :j].sum(axis=1) / j
-
-
-def _average_precision(j):
-  return lambda hits, positives: (
-    _precision_sums(hits[:, :j]) / np.minimum(positives, j)
-  )
-
-
-def _precision_sums(hits):
-  ranks = np.arange(1, hits.shape[1] + 1)
-  return (hits * np.cumsum(hits, axis=1) / ranks).sum(axis=1)
-
-
-def _within_r(hits, positives):
-  return hits & (np.arange(hits.shape[1]) < positives[:, None])
-
-
-METRICS_AT = {
-  'recall_at': (
-    'share of queries with at least one positive in the first {} ranks',
-    _recall,
-  ),
-  'precision_at': (
-    'mean over queries of the positives in the first {0} ranks, denominator '
-    '{0}',
-    _precision,
-  ),
-  'mean_average_precision_at': (
-    'mean over queries of (1 / min(R, {0})) sum over the positives in the '
-    'first {0} ranks of the precision at their rank',
-    _average_precision,
-  ),
-}
-
-METRICS_AT_R = {
-  'r_precision': ListMetric(
-    'mean over queries of the share of positives among the first R ranks, '
-    'denominator R',
-    None,
-    lambda hits, positives: _within_r(hits, positives).sum(axis=1) / positives,
-  ),
-  'mean_average_precision_at_r': ListMetric(
-    'mean over queries of (1 / R) sum over the positives within the first R '
-    'ranks of the precision at their rank',
-    None,
-    lambda hits, positives: (
-      _precision_sums(_within_r(hits, positives)) / positives
-    ),
-  ),
-}
-
+# They look at the first R ranks.
+_AT_R = ('r_precision', 'mean_average_precision_at_r')
 RETURNED_PRECISION = 'returned_precision'
 _RETURNED_DEFINITION = (
   'mean over queries with a list that is not empty of the share of positives '
   'in it'
 )
-
-
-def get_list_metric(name: str, prefix: str = 'metrics') -> ListMetric:
-  """Returns the metric of lists of a name.
-
-  Args:
-    name: a key of `METRICS_AT_R`, or one of `METRICS_AT` with `_<j>`.
-    prefix: how the message calls it.
-
-  Raises:
-    InputError: for an unknown name, with the nearest known one.
-
-  Example:
-    >>> get_list_metric('recall_at_5').depth
-    5
-  """
-  if name in METRICS_AT_R:
-    return METRICS_AT_R[name]
-  if match := re.fullmatch(r'(\w+_at)_([1-9][0-9]*)', name):
-    if match[1] in METRICS_AT:
-      definition, make = METRICS_AT[match[1]]
-      depth = int(match[2])
-      return ListMetric(definition.format(depth), depth, make(depth))
-  known = [*METRICS_AT_R, *(f'{at}_<j>' for at in METRICS_AT)]
-  raise unknown_name(prefix, name, known)
 
 
 def evaluate_lists(
@@ -155,25 +37,33 @@ def evaluate_lists(
   *,
   metrics: Sequence[str] | None = None,
   grades=None,
-) -> ListResult:
+  ignored: Ignored | None = None,
+) -> RetrievalResult:
   """Returns the metrics of ranked lists, such as of a re-ranking.
 
-  A query without a positive in the gallery is left out and counted, as in
-  `retrieval_metrics`.
+  These are `evaluate_rankings`, with labels that say what is relevant: a query
+  without a positive in the gallery is left out and counted, a repeated entry is
+  a miss, and so is -1, and both keep their rank.
 
   Args:
     indices: [Q, k] int, gallery rows, best first; -1 where nothing is returned.
     query_labels: [Q] int; or [Q, L] label sets, padded with -1.
     gallery_labels: [N] int or [N, M] likewise; None: the queries are the
       gallery, and no list holds its own query.
-    metrics: names, see `get_list_metric`; None: `precision_at_1`,
-      `recall_at_10`, `mean_average_precision_at_<k>`, and where no R is above
-      k also those at R.
+    metrics: names, see `retrieval_metrics`, that look at the first k ranks and
+      not at grades; None: `precision_at_1`, `recall_at_10`,
+      `mean_average_precision_at_<k>`, and where no R is above k also those at
+      R.
     grades: [C, C] float, see `core.relations`; what is graded above 0 is
       looked for.
+    ignored: rows that a query is not judged by: they are taken out of its list,
+      and what stood below moves up. A list of k entries is then known to fewer
+      ranks, unless it ends with -1.
 
   Returns:
-    The metrics, and `returned_precision` if a list has ended early.
+    The result, and in it `returned_precision` if a list has ended early. The
+    protocol also has list_length (the ranks that are known) and mean_returned
+    (entries a list).
 
   Raises:
     InputError: for lists and labels that do not fit, a depth beyond k, or a
@@ -187,90 +77,107 @@ def evaluate_lists(
     0.5
     >>> result.metrics['mean_average_precision_at_2']
     0.625
-
-  References:
-    Weyand et al., Google Landmarks Dataset v2, CVPR 2020, equation 2 (mAP@100
-    with min(R, 100); their code counts a repeated entry as a miss).
   """
   labels = relations.check_labels(query_labels, 'query_labels', label_sets=True)
   is_one_set = gallery_labels is None
-  known_labels = (
-    labels
-    if is_one_set
-    else relations.check_labels(
+  known_labels = labels
+  if not is_one_set:
+    known_labels = relations.check_labels(
       gallery_labels, 'gallery_labels', label_sets=True
     )
-  )
-  if known_labels.ndim != labels.ndim:
-    raise InputError(
-      f'gallery_labels has shape {known_labels.shape} and query_labels '
-      f'{labels.shape}; allowed are ints (N,) in both, or label sets (N, L) in '
-      'both: give each row its set'
-    )
-  grades = relations.check_grades(grades, labels, 'query_labels')
-  relations.check_grades(grades, known_labels, 'gallery_labels')
+  grades = check_label_pair(labels, known_labels, grades)
   indices = _check_indices(indices, labels, known_labels, is_one_set)
   positives = _count_positives(labels, known_labels, grades)
+  itself = np.arange(len(labels))[:, None]
   if is_one_set:
-    positives -= _is_own_positive(labels, grades)
-  ranked = np.flatnonzero(positives > 0)
-  if not len(ranked):
+    positives -= relations.are_related(labels, labels[itself], grades)[:, 0]
+  is_ignored = np.zeros(indices.shape, bool)
+  if ignored is not None:
+    rows = ignored.rows_of_all(labels, known_labels, grades)
+    is_ignored = relations.are_listed(indices, rows)
+    counted = relations.are_related(labels, known_labels[rows], grades)
+    counted &= (rows >= 0) & ~(is_one_set & (rows == itself))
+    positives -= counted.sum(axis=1)
+  is_listed = (indices >= 0) & ~is_ignored
+  returned = is_listed.sum(axis=1)
+  has_ended = (indices < 0).any(axis=1)
+  length = int(returned.min(initial=indices.shape[1], where=~has_ended))
+  if not length:
+    row = int(np.argmin(returned + has_ended))
     raise InputError(
-      f'query_labels: none of the {len(labels)} queries has a relevant row in '
-      'the gallery; allowed is at least one that does: check that both come '
-      'from the same label map'
+      f'indices row {row} holds nothing but rows that the query ignores; '
+      'allowed are lists with others in them: make longer lists'
     )
-  length = indices.shape[1]
-  names = _names(metrics, length, int(positives.max()))
-  rows = {name: get_list_metric(name) for name in names}
-  _check_depths(rows, length, int(positives.max()))
-  has_ended = bool((indices < 0).any())
-  if has_ended:
-    rows[RETURNED_PRECISION] = ListMetric(_RETURNED_DEFINITION, 0, None)
-  per_query = {name: np.full(len(labels), np.nan) for name in rows}
-  for block in tiles.blocks(len(ranked), _BLOCK_ROWS):
-    picked = ranked[block]
-    hits = _hits(indices[picked], labels[picked], known_labels, grades)
-    for name, row in rows.items():
-      if row.value is not None:
-        per_query[name][picked] = row.value(hits, positives[picked])
-    if has_ended:
-      returned = (indices[picked] >= 0).sum(axis=1)
-      some = returned > 0
-      per_query[RETURNED_PRECISION][picked[some]] = (
-        hits[some].sum(axis=1) / returned[some]
-      )
-  return ListResult(
-    metrics={name: _mean(values) for name, values in per_query.items()},
-    protocol={
-      'num_queries': len(labels),
-      'num_lone_queries': len(labels) - len(ranked),
+  most_positives = int(positives.max())
+  names = _names(metrics, length, most_positives)
+  is_graded = grades is not None or labels.ndim == 2
+  _check_depths(names, length, most_positives, is_graded)
+  num_hits = np.zeros(len(labels))
+
+  def find_hits(block):
+    entries = indices[block]
+    is_relevant = relations.are_related(
+      labels[block], known_labels[entries], grades
+    )
+    hits = rankings.first_hits(entries, is_relevant, is_ignored[block])
+    num_hits[block] = hits.sum(axis=1)
+    return hits
+
+  protocol = {'similarity': 'given lists'}
+  if ignored is not None:
+    protocol['ignored'] = ignored.describe()
+  result = rankings.summarize_hits(
+    find_hits,
+    positives,
+    names,
+    width=indices.shape[1] * (1 + known_labels[0].size),
+    groups={'class': Groups.of_labels(labels)},
+    protocol=protocol
+    | {
       'gallery_size': len(known_labels),
       'self_excluded': is_one_set,
       'list_length': length,
-      'mean_returned': float((indices >= 0).sum(axis=1).mean()),
-      'definitions': {name: row.definition for name, row in rows.items()},
+      'mean_returned': float(returned.mean()),
     },
-    per_query=per_query,
+    no_positive=(
+      f'query_labels: none of the {len(labels)} queries has a relevant row in '
+      'the gallery; allowed is at least one that does: check that both come '
+      'from the same label map'
+    ),
+  )
+  if has_ended.any():
+    result = _with_returned_precision(result, positives, num_hits, returned)
+  return result
+
+
+def _with_returned_precision(result, positives, num_hits, returned):
+  """Adds the share of positives in what is returned, if anything is."""
+  is_judged = (positives > 0) & (returned > 0)
+  if not is_judged.any():
+    return result
+  values = np.full(len(returned), np.nan)
+  values[is_judged] = num_hits[is_judged] / returned[is_judged]
+  mean = averages.mean(values)
+  sentences = result.protocol['definitions'] | {
+    RETURNED_PRECISION: _RETURNED_DEFINITION
+  }
+  return dataclasses.replace(
+    result,
+    metrics=result.metrics | {RETURNED_PRECISION: mean},
+    ranges=result.ranges | {RETURNED_PRECISION: (mean, mean)},
+    protocol=result.protocol | {'definitions': sentences},
+    per_query=result.per_query | {RETURNED_PRECISION: values},
+    per_query_ranges=result.per_query_ranges
+    | {RETURNED_PRECISION: (values, values)},
   )
 
 
-def _mean(values):
-  values = values[~np.isnan(values)]
-  return float(np.clip(values.mean(), 0.0, 1.0)) if len(values) else 0.0
-
-
 def _check_indices(indices, labels, known_labels, is_one_set):
-  indices = np.asarray(indices)
-  if indices.ndim != 2 or len(indices) != len(labels) or not indices.size:
+  indices = padded_rows(np.asarray(indices), 'indices')
+  if len(indices) != len(labels) or not indices.size:
     raise InputError(
       f'indices have shape {indices.shape} with {len(labels)} query_labels; '
       'allowed is (Q, k), a list for each query: pass what a search returned'
-    )
-  if not np.issubdtype(indices.dtype, np.integer):
-    raise InputError(
-      f'indices have dtype {indices.dtype}; allowed are integers: pass the '
-      'indices of a search, not the scores'
     )
   if indices.min() < -1 or indices.max() >= len(known_labels):
     raise InputError(
@@ -290,18 +197,32 @@ def _check_indices(indices, labels, known_labels, is_one_set):
 
 def _names(metrics, length, most_positives):
   if metrics is not None:
-    return tuple(dict.fromkeys(metrics))
+    return check_metrics(metrics, 'metrics')
   names = ['precision_at_1']
   names += ['recall_at_10'] if length >= 10 else []
   names.append(f'mean_average_precision_at_{length}')
-  return (*names, *(METRICS_AT_R if most_positives <= length else ()))
+  return (*names, *(_AT_R if most_positives <= length else ()))
 
 
-def _check_depths(rows, length, most_positives):
-  for name, row in rows.items():
-    depth = most_positives if row.depth is None else row.depth
+def _check_depths(names, length, most_positives, is_graded):
+  for name in names:
+    base = averages.split_name(name)[1]
+    if is_graded and definitions.get_metric(base).is_graded:
+      raise InputError(
+        f'metrics has {name!r} of lists whose relevance is graded; allowed is '
+        'what asks whether a row is relevant, not how much: leave it out'
+      )
+    _, depth = definitions.parse_k(base)
+    reason = ''
+    if base in _AT_R:
+      depth, reason = most_positives, f' with R up to {most_positives}'
+    if depth is None:
+      raise InputError(
+        f'metrics has {name!r}; allowed is what looks at the first {length} '
+        'ranks, the length of the lists, such as mean_average_precision_at_'
+        f'{length}: leave it out'
+      )
     if depth > length:
-      reason = f' with R up to {depth}' if row.depth is None else ''
       raise InputError(
         f'metrics has {name!r}{reason}; allowed is what looks at the first '
         f'{length} ranks, the length of the lists: make lists of {depth}'
@@ -310,42 +231,30 @@ def _check_depths(rows, length, most_positives):
 
 def _count_positives(labels, known_labels, grades):
   """Returns R [Q] int64, the query itself included where it is one of them."""
-  if labels.ndim == 1:
-    classes, counts = np.unique(known_labels, return_counts=True)
-    if grades is not None:
-      rows = grades[np.maximum(labels, 0)][:, np.maximum(classes, 0)] > 0
-      return (rows & (labels >= 0)[:, None] & (classes >= 0)) @ counts
-    places = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
-    return np.where(classes[places] == labels, counts[places], 0)
-  most = 1 + max(int(labels.max()), int(known_labels.max()), 0)
+  if labels.ndim == 2:
+    return _count_sharing(labels, known_labels)
+  if grades is not None:
+    sizes = np.bincount(known_labels[known_labels >= 0], minlength=len(grades))
+    return np.where(labels >= 0, ((grades > 0) @ sizes)[labels], 0)
+  classes, sizes = np.unique(known_labels, return_counts=True)
+  places = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
+  return np.where(classes[places] == labels, sizes[places], 0)
+
+
+def _count_sharing(label_sets, known_sets):
+  """Returns how many rows have a label in common with each."""
+  most = 1 + max(int(label_sets.max()), int(known_sets.max()), 0)
   sets = [
     sparse.csr_matrix(
       (np.ones(len(rows), np.int32), (rows, found)), shape=(len(x), most)
     )
-    for x in (labels, known_labels)
+    for x in (label_sets, known_sets)
     for rows, found in (relations.incidences(x),)
   ]
   by_label = sets[1].T.tocsr()
   return np.concatenate(
     [
       (sets[0][block] @ by_label).getnnz(axis=1)
-      for block in tiles.blocks(len(labels), 256)
+      for block in tiles.blocks(len(label_sets), 256)
     ]
   ).astype(np.int64)
-
-
-def _is_own_positive(labels, grades):
-  return relations.are_related(labels, labels[:, None], grades)[:, 0]
-
-
-def _hits(indices, labels, known_labels, grades):
-  """Returns [B, k] bool, whether each entry is a positive, the first time."""
-  hits = relations.are_related(labels, known_labels[indices], grades)
-  hits &= indices >= 0
-  order = np.argsort(indices, axis=1, kind='stable')
-  ordered = np.take_along_axis(indices, order, axis=1)
-  again = np.zeros(indices.shape, bool)
-  np.put_along_axis(
-    again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1
-  )
-  return hits & ~again

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from retrieval_jax.core import tiles
+from retrieval_jax.core import relations, tiles
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.metrics import ranks
 
@@ -94,7 +94,9 @@ def blocks(task: Task, *, pair_bytes: int, fixed: int = 0) -> Iterator[Block]:
   """
   if task.has_ignored:
     raise UndefinedError('only rankings leave out ignored rows')
-  labels, gallery_labels = _int32_labels(task)
+  labels, gallery_labels = task.labels, task.gallery_labels
+  if task.grades is None:  # Else they are rows of the grades.
+    labels, gallery_labels = relations.number_labels(labels, gallery_labels)
   left = task.budget - fixed
   gallery = tiles.Tiles(
     task.gallery,
@@ -150,22 +152,3 @@ def _levels(similarities, row, gallery_row, *, pairs):
     is_pair &= gallery_row[None, :] > row[:, None]
   rounded = jnp.round(similarities / ranks.RESOLUTION)
   return jnp.where(is_pair, rounded, NO_LEVEL)
-
-
-def _int32_labels(task):
-  """Returns the labels as int32 that are equal where the labels are."""
-  if task.grades is not None:
-    return task.labels, task.gallery_labels  # Rows of the grades.
-  both = np.concatenate(
-    [task.labels.reshape(-1), task.gallery_labels.reshape(-1)]
-  )
-  found, numbers = np.unique(both, return_inverse=True)
-  if task.labels.ndim == 2:
-    # -1 is no label of a set, but as good a class as any other.
-    numbers = np.where(found >= 0, np.arange(len(found)), -1)[numbers]
-  numbers = numbers.reshape(-1)
-  split = task.labels.size
-  return (
-    numbers[:split].reshape(task.labels.shape),
-    numbers[split:].reshape(task.gallery_labels.shape),
-  )

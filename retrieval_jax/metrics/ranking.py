@@ -24,7 +24,7 @@ from retrieval_jax.metrics import counting, ranks
 from retrieval_jax.metrics.ranks import Ranks
 
 # On a CPU comparing is the faster up to about this many positives (measured).
-_COMPARE_UP_TO = 128
+_COMPARE_UP_TO = 96
 # Narrow, so that of a symmetric matrix little more than half is computed.
 _TILE_ROWS = 1024
 _SORTED_ROWS = 128  # More leave the cache.
@@ -38,6 +38,7 @@ def rank_positives(
   gallery_labels: np.ndarray,
   *,
   exclude_self: bool,
+  own_rows: np.ndarray | None = None,
   budget: int,
   counter: str | None = None,
   devices: Sequence[jax.Device] | None = None,
@@ -52,6 +53,8 @@ def rank_positives(
     gallery_labels: [N] int64.
     exclude_self: whether the gallery is the queries, and row i of it is left
       out for query i.
+    own_rows: [Q] int64, the gallery row, of its class, that is the query itself
+      and is left out for it, -1 for none; None: none, or `exclude_self`.
     budget: bytes of memory to stay within.
     counter: 'compare' or 'sort'; the faster for the block, if None.
     devices: all local devices, if None.
@@ -60,15 +63,18 @@ def rank_positives(
   Raises:
     InputError: if the budget does not hold the smallest block.
   """
-  classes = _Classes.of(query_labels, gallery_labels, exclude_self)
+  if exclude_self:
+    own_rows = np.arange(len(query_labels))
+  classes = _Classes.of(query_labels, gallery_labels, own_rows)
   query_rows = row_files.RowReader(query_embeddings)
   gallery_rows = row_files.RowReader(gallery_embeddings)
   # A file is read from front to back.
   in_order = not gallery_rows.is_file
   order = classes.order if in_order else np.arange(len(gallery_rows))
+  places = np.argsort(classes.order)[order]
   gallery = tiles.Tiles(
     gallery_embeddings,
-    (classes.of_gallery[order],),
+    (classes.of_gallery[order], places),
     order=order if in_order else None,
     budget=budget // 2,
     devices=devices,
@@ -112,7 +118,7 @@ class _Classes:
   own_place: np.ndarray
 
   @classmethod
-  def of(cls, query_labels, gallery_labels, exclude_self):
+  def of(cls, query_labels, gallery_labels, own_rows):
     labels, sizes = np.unique(gallery_labels, return_counts=True)
     by_size = np.argsort(sizes, kind='stable')
     rank = np.argsort(by_size)
@@ -120,12 +126,14 @@ class _Classes:
     of_gallery = rank[np.searchsorted(labels, gallery_labels)]
     order = np.argsort(of_gallery, kind='stable')
     found = np.minimum(np.searchsorted(labels, query_labels), len(labels) - 1)
-    num_positives = np.where(
-      labels[found] == query_labels, sizes[rank[found]] - exclude_self, 0
-    )
     own_place = np.full(len(query_labels), -1)
-    if exclude_self:
-      own_place[order] = np.arange(len(order))
+    if own_rows is not None:
+      place = np.empty(len(order) + 1, np.int64)
+      place[order], place[-1] = np.arange(len(order)), -1
+      own_place = place[own_rows]
+    num_positives = np.where(
+      labels[found] == query_labels, sizes[rank[found]] - (own_place >= 0), 0
+    )
     return cls(
       order,
       of_gallery,
@@ -214,13 +222,14 @@ class _Ranking:
     """Yields the ranks of queries of large classes."""
     if not len(queries):
       return
-    gallery = self._gallery
-    width = _width(int(self._classes.num_positives[queries].max()))
-    columns = max(gallery.tile_rows, counting.SORTED_COLUMNS)
-    columns = min(columns, gallery.tile_rows * len(gallery))
-    # Similarities under way and keys; thresholds, what stands above the
-    # positives, and their ranks.
-    row_bytes = 8 * (columns + gallery.tile_rows) + 176 * width
+    gallery, classes = self._gallery, self._classes
+    width = int(classes.num_positives[queries].max())
+    at_once = counting.tiles_at_once(gallery)
+    in_one_part = at_once == len(gallery) and gallery.process[1] == 1
+    columns = gallery.tile_rows * at_once
+    # Keys, as they come and as a ranking, and which of them are positives;
+    # similarities under way; what stands above the positives, and their ranks.
+    row_bytes = 13 * (columns + width) + 8 * gallery.tile_rows + 176 * width
     smallest = tiles.MIN_BLOCK_ROWS * row_bytes
     self._check_budget(smallest, width)
     threads = max(1, min(self._num_threads(), self._budget // smallest))
@@ -229,12 +238,37 @@ class _Ranking:
     )
 
     def count(block):
-      picked, prepared = self._prepare(queries[block], block_rows)
-      return picked, counting.count_by_sorting(gallery, prepared)
+      picked = queries[block]
+      rows, of_queries = gallery.put_queries(
+        self._query_rows[picked],
+        (classes.of_queries[picked], classes.own_place[picked]),
+        block_rows,
+      )
+      own_keys = None
+      if not in_one_part:
+        own_keys = self._own_keys(picked, rows, of_queries, width)
+      return picked, counting.count_by_sorting(
+        gallery, rows, of_queries, classes.num_positives[picked], own_keys
+      )
 
     blocks = list(tiles.blocks(len(queries), block_rows))
     for picked, counts in _map_in_order(count, blocks, threads):
-      yield self._ranks(picked, *counts, is_sorted=True)
+      yield self._ranks(picked, self._of_all_processes(counts))
+
+  def _own_keys(self, queries, rows, of_queries, width):
+    """Returns the keys [b, width] of the positives of some queries."""
+    own_keys = np.empty((len(queries), 0), np.int32)
+    for _, (tile_rows, tile_columns) in self._members(queries):
+      found = counting.keys(
+        ranks.similarities(rows, tile_rows),
+        of_queries,
+        tile_columns,
+        negatives=False,
+      )
+      found = np.asarray(found)[: len(queries)]
+      own_keys = np.concatenate([own_keys, found], axis=1)
+      own_keys = np.sort(own_keys, axis=1)[:, :width]
+    return own_keys
 
   def _rows_at_once(self, queries):
     """Returns (rows of a block, rows of a group) to compare."""
@@ -292,73 +326,78 @@ class _Ranking:
     num_positives = classes.num_positives[ranked]
     width = _width(int(num_positives.max(initial=1)))
     first, own_place = classes.first[class_], classes.own_place[ranked]
-    start = int(first.min(initial=len(classes.order)))
-    stop = int((first + classes.sizes[class_]).max(initial=0))
     nth = np.arange(width)
     places = first[:, None] + nth
     places += (own_place >= 0)[:, None] & (places >= own_place[:, None])
     places[nth >= num_positives[:, None]] = -1
     places = np.concatenate([places, own_place[:, None]], axis=1)
     own_columns = np.full((block_rows, width + 1), -1, np.int32)
-    own_columns[which] = np.where(places >= 0, places - start, -1)
+    own_columns[which] = places
 
     rows, (query_class,) = gallery.put_queries(
       self._query_rows[picked], (classes.of_queries[picked],), block_rows
     )
     own_columns = gallery.put(own_columns)
     own = jnp.full_like(own_columns, -np.inf, np.float32)
-    # Through the same matrix product as all others, so that equal rows tie.
-    rows_of_tile = gallery.tile_rows // len(gallery.devices)
-    for begin in range(start, stop, rows_of_tile):
-      tile_rows = self._members(begin, min(begin + rows_of_tile, stop))
+    for begin, (tile_rows, _) in self._members(ranked):
       own = counting.take_own(
-        ranks.similarities(rows, tile_rows), own_columns, begin - start, own
+        ranks.similarities(rows, tile_rows), own_columns, begin, own
       )
     block = counting.Block(rows, own, query_class, tile, columns)
     return (ranked, which), block
 
-  def _members(self, start, stop):
-    """Returns a tile of the gallery rows by class; blocks often share one."""
-    place, tile_rows = self._last_members
-    if place != (start, stop):
-      members = self._classes.order[start:stop]
-      tile_rows = self._gallery.put_whole_tile(self._gallery_rows[members])
-      self._last_members = (start, stop), tile_rows
-    return tile_rows
+  def _members(self, queries):
+    """Yields the gallery rows of the classes of some queries, as tiles.
+
+    They go through the same matrix product as all others, so that equal rows
+    tie. Blocks often share the last tile.
+
+    Args:
+      queries: [b] rows of the query array.
+
+    Yields:
+      the place in the order where a tile begins, and (its rows [T, D], (their
+      classes [T], their places [T])).
+    """
+    classes, gallery = self._classes, self._gallery
+    class_ = classes.of_queries[queries]
+    start = int(classes.first[class_].min(initial=len(classes.order)))
+    stop = int((classes.first + classes.sizes)[class_].max(initial=0))
+    rows_of_tile = gallery.tile_rows // len(gallery.devices)
+    for begin in range(start, stop, rows_of_tile):
+      places = np.arange(begin, min(begin + rows_of_tile, stop))
+      last, tile = self._last_members
+      if last != (begin, len(places)):
+        members = classes.order[places]
+        tile = gallery.put_whole_tile(
+          self._gallery_rows[members], (classes.of_gallery[members], places)
+        )
+        self._last_members = (begin, len(places)), tile
+      yield begin, tile
 
   def _compare_group(self, prepared):
     gallery = self._gallery
     counts = counting.count_by_comparison(gallery, [b for _, b in prepared])
-    for (picked, _), of_block in zip(prepared, counts, strict=True):
-      if len(picked[0]):
-        yield self._ranks(picked, *of_block)
-
-  def _ranks(self, picked, above, reached, present, is_sorted=False):
-    """Returns the ranks of a block from its counts on all processes."""
-    ranked, which = picked
-    counts = np.stack([above, reached])
-    if self._gallery.process[1] > 1:
-      counts = tiles.gather_from_processes(counts).sum(axis=0)
-    counts, present = counts[:, which], present[which]
-    if not is_sorted:  # Best first; both ascend alike.
+    for (picked, which), (above, reached, present) in zip(
+      (queries for queries, _ in prepared), counts, strict=True
+    ):
+      if not len(picked):
+        continue
+      counts = self._of_all_processes(np.stack([above, reached]))[:, which]
+      present = present[which]
+      # Best first; both ascend alike.
       counts = np.sort(np.where(present, counts, ranks.LAST_KEY), axis=-1)
       present = np.sort(~present, axis=-1) == 0
-    num_positives = self._classes.num_positives[ranked]
-    above, reached = np.take(
-      counts.reshape(2, -1), np.flatnonzero(present), axis=1
-    )
-    starts = np.cumsum(num_positives) - num_positives
-    hits = np.arange(1.0, len(above) + 1)
-    hits -= np.repeat(starts, num_positives)
-    tied = np.flatnonzero(reached != above)
-    return Ranks(
-      ranked,
-      num_positives,
-      hits,
-      hits + above,
-      tied,
-      (reached[tied] - above[tied]).astype(np.int64),
-    )
+      yield self._ranks(picked, counts[:, present])
+
+  def _ranks(self, queries, counts):
+    num_positives = self._classes.num_positives[queries]
+    return Ranks.of_counts(queries, num_positives, *counts)
+
+  def _of_all_processes(self, counts):
+    if self._gallery.process[1] == 1:
+      return counts
+    return tiles.gather_from_processes(counts).sum(axis=0)
 
 
 def _width(number: int) -> int:

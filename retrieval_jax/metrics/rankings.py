@@ -1,15 +1,27 @@
-"""Metrics of rankings that are given, as challenges collect them."""
+"""Metrics of rankings that are given, as challenges collect them.
 
-from collections.abc import Sequence
+Only the first ranks are known, maybe not even all relevant rows. Whatever says
+which entries are relevant, it comes down to which ranks are hits and how many
+hits there could be, and from there the metrics are those of embeddings.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from retrieval_jax.core import relations, tiles
 from retrieval_jax.metrics import results
 from retrieval_jax.metrics.averages import Groups
 from retrieval_jax.metrics.ignored import check_rows, padded_rows
 from retrieval_jax.metrics.ranks import Ranks
 from retrieval_jax.metrics.results import RetrievalResult
 from retrieval_jax.metrics.retrieval import DEFAULT_METRICS, check_metrics
+
+# Memory for the queries that are under way, if one of them fits.
+_BLOCK_BYTES = 64 * tiles.MIB
+_BYTES_OF_POSITIVE = 96  # In `Ranks`, and in what metrics make of them.
+_BYTES_OF_ENTRY = 32
 
 
 def evaluate_rankings(
@@ -51,51 +63,135 @@ def evaluate_rankings(
   names = check_metrics(metrics, 'metrics')
   rankings = padded_rows(rankings, 'rankings')
   relevant = check_rows(relevant, 'relevant', len(rankings))
+  is_wanted = relevant >= 0
   if ignored is not None:
     ignored = check_rows(ignored, 'ignored', len(rankings))
-  queries, counts, ranks = [], [], []
-  for query, ranking in enumerate(rankings):
-    wanted = relevant[query][relevant[query] >= 0]
-    ranking = ranking[ranking >= 0]
-    if ignored is not None:
-      wanted = np.setdiff1d(wanted, ignored[query], assume_unique=True)
-      ranking = ranking[~np.isin(ranking, ignored[query])]
-    if not len(wanted):
-      continue
-    ranked, first = np.unique(ranking, return_index=True)
-    found = np.full(len(wanted), np.inf)
-    places = np.sort(first[np.isin(ranked, wanted)]) + 1
-    found[: len(places)] = places
-    queries.append(query)
-    counts.append(len(wanted))
-    ranks.append(found)
-  blocks = []
-  if queries:
-    none = np.zeros(0, np.int64)
-    blocks = [
-      Ranks(
-        np.array(queries),
-        np.array(counts),
-        np.concatenate([np.arange(1.0, count + 1) for count in counts]),
-        np.concatenate(ranks),
-        none,
-        none,
-        num_ranked=np.array(counts),
-      )
-    ]
+    is_wanted &= ~relations.are_listed(relevant, ignored)
+
+  def find_hits(block):
+    entries = rankings[block]
+    return first_hits(
+      entries,
+      relations.are_listed(entries, relevant[block]),
+      None
+      if ignored is None
+      else relations.are_listed(entries, ignored[block]),
+    )
+
   protocol = {'similarity': 'given rankings', 'relevance': 'listed'}
   if ignored is not None:
     protocol['ignored'] = ['rows listed for each query']
-  groups: dict[str, Groups] = {}
-  return results.summarize(
-    blocks,
+  return summarize_hits(
+    find_hits,
+    is_wanted.sum(axis=1),
     names,
-    num_queries=len(rankings),
-    num_candidates=0,
-    groups=groups,
+    width=rankings.shape[1],
+    groups={},
     protocol=protocol,
     no_positive=(
       f'relevant: none of the {len(rankings)} queries has a relevant row; '
       'allowed is at least one that does: check the lists'
     ),
+  )
+
+
+def first_hits(
+  rankings: np.ndarray,
+  is_relevant: np.ndarray,
+  is_ignored: np.ndarray | None = None,
+) -> np.ndarray:
+  """Returns which ranks are hits.
+
+  Args:
+    rankings: [B, K] int rows, best first; -1 is a miss.
+    is_relevant: [B, K] bool, of the entries.
+    is_ignored: [B, K] bool; these are taken out, and what stood below moves up.
+
+  Returns:
+    [B, K] bool, by rank. Only the first of equal entries is a hit.
+
+  Example:
+    >>> rankings = np.array([[4, 4, 2, 7]])
+    >>> relevant = np.isin(rankings, [4, 7])
+    >>> first_hits(rankings, relevant).tolist()
+    [[True, False, False, True]]
+    >>> first_hits(rankings, relevant, rankings == 2).tolist()
+    [[True, False, True, False]]
+  """
+  order = np.argsort(rankings, axis=1, kind='stable')
+  ordered = np.take_along_axis(rankings, order, axis=1)
+  is_again = np.zeros(rankings.shape, bool)
+  np.put_along_axis(
+    is_again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1
+  )
+  hits = is_relevant & (rankings >= 0) & ~is_again
+  if is_ignored is None:
+    return hits
+  order = np.argsort(is_ignored, axis=1, kind='stable')
+  return np.take_along_axis(hits & ~is_ignored, order, axis=1)
+
+
+def summarize_hits(
+  find_hits: Callable[[slice], np.ndarray],
+  num_positives: np.ndarray,
+  names: Sequence[str],
+  *,
+  width: int,
+  groups: Mapping[str, Groups],
+  protocol: Mapping[str, Any],
+  no_positive: str,
+) -> RetrievalResult:
+  """Computes the metrics of rankings, block by block.
+
+  Args:
+    find_hits: a block of the queries -> [B, K] bool, which ranks are hits.
+    num_positives: [Q] int, R of each query, found or not; 0: lone.
+    names: of the metrics.
+    width: K.
+    groups: that the queries are in.
+    protocol: what the rankings are.
+    no_positive: the message if no query has a positive.
+
+  Raises:
+    InputError: see `results.summarize`.
+  """
+  row_bytes = _BYTES_OF_POSITIVE * int(num_positives.max(initial=0))
+  row_bytes += _BYTES_OF_ENTRY * width
+  block_rows = max(1, _BLOCK_BYTES // max(row_bytes, 1))
+
+  def blocks() -> Iterator[Ranks]:
+    for block in tiles.blocks(len(num_positives), block_rows):
+      if num_positives[block].any():
+        yield _to_ranks(block, find_hits(block), num_positives[block])
+
+  return results.summarize(
+    blocks(),
+    names,
+    num_queries=len(num_positives),
+    num_candidates=0,
+    groups=groups,
+    protocol=protocol,
+    no_positive=no_positive,
+  )
+
+
+def _to_ranks(block, hits, num_positives):
+  """Returns the ranks of the queries of a block that have a positive."""
+  is_ranked = num_positives > 0
+  hits, num_positives = hits[is_ranked], num_positives[is_ranked]
+  starts = np.cumsum(num_positives) - num_positives
+  rows, columns = np.nonzero(hits)
+  nth = np.arange(len(rows)) - np.searchsorted(rows, rows)
+  total = int(num_positives.sum())
+  found = np.full(total, np.inf)
+  found[starts[rows] + nth] = columns + 1
+  none = np.zeros(0, np.int64)
+  return Ranks(
+    np.arange(block.start, block.stop)[is_ranked],
+    num_positives,
+    np.arange(1.0, total + 1) - np.repeat(starts, num_positives),
+    found,
+    none,
+    none,
+    num_ranked=num_positives,  # Nothing else of a gallery is known.
   )

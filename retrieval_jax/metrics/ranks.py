@@ -54,6 +54,32 @@ class Ranks:
   keys: np.ndarray | None = None
   num_ranked: np.ndarray | None = None
 
+  @classmethod
+  def of_counts(
+    cls,
+    queries: np.ndarray,
+    num_positives: np.ndarray,
+    above: np.ndarray,
+    reached: np.ndarray,
+    **fields: np.ndarray | None,
+  ) -> 'Ranks':
+    """Returns the ranks of positives from how many negatives are above them.
+
+    Args:
+      queries: [B] int64.
+      num_positives: [B] int64, at least 1.
+      above: [P] int, the negatives that are strictly more similar.
+      reached: [P] int, those and those that tie.
+      **fields: what else is known.
+    """
+    starts = np.cumsum(num_positives) - num_positives
+    hits = np.arange(1.0, len(above) + 1) - np.repeat(starts, num_positives)
+    tied = np.flatnonzero(reached != above)
+    num_tied = (reached[tied] - above[tied]).astype(np.int64)
+    return cls(
+      queries, num_positives, hits, hits + above, tied, num_tied, **fields
+    )
+
   @functools.cached_property
   def starts(self) -> np.ndarray:
     """[B] int64, where the positives of each query start."""
@@ -63,6 +89,72 @@ class Ranks:
   def tied_rows(self) -> np.ndarray:
     """[T] int64, which query of the block a tied positive belongs to."""
     return np.searchsorted(self.starts, self.tied, side='right') - 1
+
+
+def count_in_order(
+  keys: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns what stands above the positives of sorted rankings.
+
+  Args:
+    keys: [B, W] int32, C-contiguous, each row ascending.
+
+  Returns:
+    ([B] int64, the positives of each row; [P] int64, the negatives that are
+    strictly more similar than each positive; [P] int64, those and those that
+    tie).
+
+  Example:
+    >>> keys = np.array([[-3, 0, 0, 1, LAST_KEY]], np.int32)
+    >>> [of.tolist() for of in count_in_order(keys)]
+    [[2], [1, 1], [2, 2]]
+  """
+  flat, width = keys.reshape(-1), keys.shape[1]
+  places = np.flatnonzero((flat & 1) == 0)
+  edges = np.searchsorted(places, width * np.arange(len(keys) + 1))
+  num_positives = np.diff(edges)
+  above = places - np.arange(len(places))
+  above -= np.repeat(width * np.arange(len(keys)) - edges[:-1], num_positives)
+  reached = above.copy()
+  # The last positive of a tie is followed by its first negative.
+  own = flat[places]
+  last = np.flatnonzero(flat.take(places + 1, mode='clip') == own + 1)
+  own, place = own[last], places[last]
+  row_begins = place - place % width
+  first, after = np.split(
+    _first_that_reach(
+      flat,
+      np.concatenate([own, own + 2]),
+      np.concatenate([row_begins, place]),
+      np.concatenate([place, row_begins + width]),
+    ),
+    2,
+  )
+  sizes, num_tied = place + 1 - first, after - place - 1
+  nth = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+  reached[np.repeat(last + 1 - sizes, sizes) + nth] += np.repeat(
+    num_tied, sizes
+  )
+  return num_positives, above, reached
+
+
+def _first_that_reach(flat, values, begins, ends):
+  """Returns the first place, in ascending parts, that has no less than values.
+
+  Args:
+    flat: [N].
+    values: [T].
+    begins: [T] where the part begins that is searched for each value.
+    ends: [T] where it ends: what is returned if all before is less.
+  """
+  while (begins < ends).any():
+    middle = (begins + ends) // 2  # The end itself, if it is found.
+    is_less = (begins < ends) & (flat.take(middle, mode='clip') < values)
+    begins, ends = (
+      np.where(is_less, middle + 1, begins),
+      np.where(is_less, ends, middle),
+    )
+  return ends
 
 
 @jax.jit

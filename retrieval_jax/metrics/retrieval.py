@@ -37,7 +37,11 @@ from retrieval_jax.metrics import (
   sorting,
 )
 from retrieval_jax.metrics.averages import Groups
-from retrieval_jax.metrics.ignored import Ignored
+from retrieval_jax.metrics.ignored import (
+  Ignored,
+  check_own_rows,
+  with_own_rows,
+)
 from retrieval_jax.metrics.results import RetrievalResult
 
 DEFAULT_METRICS = (
@@ -137,6 +141,7 @@ def evaluate_retrieval(
   grades=None,
   categories=None,
   ignored: Ignored | None = None,
+  own_rows=None,
   memory_budget_mb: float = 128,
   all_processes: bool = False,
   curves: bool = False,
@@ -145,7 +150,9 @@ def evaluate_retrieval(
 
   The arguments and errors are those of `retrieval_metrics`. Warnings are left
   in the protocol, for the caller to log. With `curves` the result also has the
-  CMC and precision against recall.
+  CMC and precision against recall. With `own_rows` [Q] int, the gallery row
+  that a query itself is, negative for none, queries that are part of a larger
+  gallery are excluded from their rankings, at no cost.
 
   Example:
     Four equal embeddings: everything ties, so nothing is decided.
@@ -174,18 +181,18 @@ def evaluate_retrieval(
       gallery_embeddings, 'gallery_embeddings', queries.shape[1]
     )
     known_labels = check_row_labels(gallery_labels, 'gallery_labels', gallery)
-    if known_labels.ndim != labels.ndim:
-      raise InputError(
-        f'gallery_labels has shape {known_labels.shape} and query_labels '
-        f'{labels.shape}; allowed are ints (N,) in both, or label sets (N, L) '
-        'in both: give each row its set'
-      )
-  grades = relations.check_grades(grades, labels, 'query_labels')
-  relations.check_grades(grades, known_labels, 'gallery_labels')
+  grades = check_label_pair(labels, known_labels, grades)
   if categories is not None:
     categories = check_row_labels(categories, 'categories', queries, sets=False)
   if ignored is not None:
     ignored = ignored.checked(len(queries), len(gallery))
+  if own_rows is not None and self_excluded:
+    raise InputError(
+      'own_rows is given without a gallery, where each query is excluded '
+      'already; allowed is None: leave it out'
+    )
+  if own_rows is not None:
+    own_rows = check_own_rows(own_rows, labels, known_labels)
   result = _evaluate(
     queries,
     labels,
@@ -195,6 +202,7 @@ def evaluate_retrieval(
     grades=grades,
     categories=categories,
     ignored=ignored,
+    own_rows=own_rows,
     self_excluded=self_excluded,
     budget=budget,
     process=(
@@ -210,7 +218,7 @@ def evaluate_retrieval(
     self_excluded,
     grades,
     budget,
-    has_ignored=ignored is not None,
+    has_ignored=ignored is not None or own_rows is not None,
   )
   return set_metrics.join(result, set_metrics.measure(names, task), names)
 
@@ -270,6 +278,23 @@ def check_row_labels(
   return labels
 
 
+def check_label_pair(labels: np.ndarray, known_labels: np.ndarray, grades):
+  """Returns `relations.check_grades` of the labels of queries and gallery.
+
+  Raises:
+    InputError: also if the labels are of two kinds.
+  """
+  if known_labels.ndim != labels.ndim:
+    raise InputError(
+      f'gallery_labels has shape {known_labels.shape} and query_labels '
+      f'{labels.shape}; allowed are ints (N,) in both, or label sets (N, L) in '
+      'both: give each row its set'
+    )
+  grades = relations.check_grades(grades, labels, 'query_labels')
+  relations.check_grades(grades, known_labels, 'gallery_labels')
+  return grades
+
+
 def _evaluate(
   queries: np.ndarray,
   labels: np.ndarray,
@@ -284,6 +309,7 @@ def _evaluate(
   grades: np.ndarray | None = None,
   categories: np.ndarray | None = None,
   ignored: Ignored | None = None,
+  own_rows: np.ndarray | None = None,
   counter: str | None = None,
   devices: Sequence[jax.Device] | None = None,
 ) -> RetrievalResult:
@@ -296,6 +322,7 @@ def _evaluate(
       labels,
       gallery,
       gallery_labels,
+      own_rows=own_rows,
       counter=counter,
       process=process,
     )
@@ -305,7 +332,7 @@ def _evaluate(
       queries,
       gallery,
       sorting.Labels(labels, gallery_labels, grades),
-      ignored=ignored,
+      ignored=with_own_rows(ignored, own_rows),
       with_grades=not is_one_class and _has_graded(names),
     )
   groups = {'class': Groups.of_labels(labels)}
@@ -319,13 +346,13 @@ def _evaluate(
     rank(exclude_self=self_excluded, budget=budget, devices=devices),
     names,
     num_queries=len(queries),
-    num_candidates=len(gallery) - self_excluded,
+    num_candidates=len(gallery) - (self_excluded or own_rows is not None),
     curves=curves,
     groups=groups,
     protocol=results.describe_search(
       queries,
       gallery,
-      self_excluded=self_excluded,
+      self_excluded=self_excluded or own_rows is not None,
       ignored=ignored,
       relevance=None if is_one_class else relevance,
     ),

@@ -7,7 +7,6 @@ formed: a key for each gallery row, sorted on the host. That is O(N log N) a
 query, and 4 N bytes for each query of a block.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -79,7 +78,9 @@ def rank_relevant(
     InputError: if the budget does not hold the smallest block.
   """
   if isinstance(relevant, Labels) and relevant.grades is None:
-    relevant = Labels(*_numbered(relevant.queries, relevant.gallery))
+    relevant = Labels(
+      *relations.number_labels(relevant.queries, relevant.gallery)
+    )
   num_queries, num_rows = len(query_embeddings), len(gallery_embeddings)
   if isinstance(relevant, Lists):
     most_positives = relevant.rows.shape[1]
@@ -171,10 +172,13 @@ def _part_ranks(picked, keys, *, exclude_self, ignored, relevant):
     order = np.lexsort((-grades, own, rows))
     grades, own = grades[order], own[order]
   keys.sort(axis=1)
-  found = _ranks(picked, keys)
-  has_positive = np.isin(picked, found.queries, assume_unique=True)
-  return dataclasses.replace(
-    found,
+  num_positives, above, reached = ranks.count_in_order(keys)
+  has_positive = num_positives > 0
+  return Ranks.of_counts(
+    picked[has_positive],
+    num_positives[has_positive],
+    above,
+    reached,
     num_ranked=None if num_ranked is None else num_ranked[has_positive],
     grades=grades,
     keys=own,
@@ -209,23 +213,6 @@ def _grades(relevant, rows, columns):
   )
 
 
-def _numbered(query_labels, gallery_labels):
-  """Returns labels that are numbers from 0, which fit an int32."""
-  classes = np.unique(np.concatenate([query_labels, gallery_labels], axis=None))
-  if query_labels.ndim == 1:
-    return tuple(
-      np.searchsorted(classes, labels)
-      for labels in (query_labels, gallery_labels)
-    )
-  classes = classes[classes >= 0]
-
-  def number(label_sets):
-    numbers = np.searchsorted(classes, label_sets)
-    return np.where(label_sets >= 0, numbers, -1)
-
-  return number(query_labels), number(gallery_labels)
-
-
 def _most_positives(query_labels, gallery_labels, grades):
   """Returns how many rows can be relevant to one query: at least as many."""
   _, labels = relations.incidences(gallery_labels)
@@ -252,39 +239,3 @@ def _keys(similarities, labels, tile_labels, gallery_row, grades):
   positives, _ = relations.pair_masks(labels, tile_labels, grades=grades)
   keys = ranks.to_keys(similarities) + ~positives
   return jnp.where((gallery_row >= 0)[None, :], keys, LAST_KEY)
-
-
-def _ranks(picked: np.ndarray, keys: np.ndarray) -> Ranks:
-  """Returns the ranks of some queries.
-
-  Args:
-    picked: [B] int64, their rows.
-    keys: [B, W] int32, ascending: even of positives, and odd, 1 larger, of
-      negatives of the same similarity.
-  """
-  rows, columns = np.nonzero(keys & 1 == 0)
-  num_positives = np.bincount(rows, minlength=len(picked))
-  starts = np.cumsum(num_positives) - num_positives
-  hits = np.arange(1.0, len(rows) + 1) - np.repeat(starts, num_positives)
-  # The last positive of each tie is followed by its first negative.
-  own = keys[rows, columns]
-  following = keys[rows, np.minimum(columns + 1, keys.shape[1] - 1)]
-  last = np.flatnonzero(following == own + 1)
-  sizes, num_tied = np.empty((2, len(last)), np.int64)
-  tied_rows, begins = np.unique(rows[last], return_index=True)
-  for row, which in zip(
-    tied_rows, np.split(np.arange(len(last)), begins[1:]), strict=False
-  ):
-    key, column = own[last[which]], columns[last[which]] + 1
-    sizes[which] = column - np.searchsorted(keys[row], key)
-    num_tied[which] = np.searchsorted(keys[row], key + 1, 'right') - column
-  nth = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-  has_positive = num_positives > 0
-  return Ranks(
-    picked[has_positive],
-    num_positives[has_positive],
-    hits,
-    columns + 1.0,
-    np.repeat(last - sizes + 1, sizes) + nth,
-    np.repeat(num_tied, sizes),
-  )

@@ -11,8 +11,8 @@ import numpy as np
 from scipy import sparse
 
 from retrieval_jax.core import tiles
+from retrieval_jax.neighbors import candidates, search
 from retrieval_jax.neighbors import options as options_lib
-from retrieval_jax.neighbors import search
 from retrieval_jax.neighbors.lists import RankedLists, empty_lists
 from retrieval_jax.neighbors.options import FOUND, LIST_LENGTH, Limit, Sizes
 
@@ -21,6 +21,10 @@ OPTIONS = {
   'k2': options_lib.COUNT,
   'lambda_value': options_lib.SHARE,
 }
+
+# Blocks that stay in the cache.
+_MAX_BLOCK_ROWS = 64
+_MAX_PAIRS = 512
 
 
 def limits(sizes: Sizes, *, k1: int, k2: int, **options) -> Iterator[Limit]:
@@ -107,41 +111,106 @@ def k_reciprocal_reranking(
   nodes = tiles.unit_rows(
     gallery if is_one_set else np.concatenate([queries, gallery])
   )
-  codes, largest = _encode(nodes, k1, k2, budget)
-  by_column = codes[first:].tocsc()
+  others = near[:, :k1] if is_one_set and k >= k1 else None
+  codes, largest = _encode(nodes, others, k1, k2, budget)
+  of_column = codes[first:].T.tocsr()
+  # What is added up for a query: its code's columns.
+  num_shared = np.append(0, np.cumsum(np.diff(of_column.indptr)[codes.indices]))
+  num_shared = np.diff(num_shared[codes.indptr[: len(queries) + 1]])
+  row_bytes = 20 * len(gallery) + 40 * int(num_shared.max())
+  row_bytes += 16 * k * nodes.shape[1]
+  num_rows = min(_MAX_BLOCK_ROWS, max(1, budget // row_bytes))
   lists = empty_lists(len(queries), k)
-  for query in range(len(queries)):
-    row = slice(codes.indptr[query], codes.indptr[query + 1])
-    shared = by_column[:, codes.indices[row]]
-    shared.data = np.minimum(
-      shared.data, np.repeat(codes.data[row], np.diff(shared.indptr))
+  for block in tiles.blocks(len(queries), num_rows):
+    itself = np.arange(block.start, block.stop)
+    row, found, overlap = _candidates(
+      codes[block], of_column, near[block], itself if exclude_self else None
     )
-    # Both sum to 1, so the maxima sum to 2 less the minima.
-    overlap = shared @ np.ones(shared.shape[1])
-    found = np.union1d(np.flatnonzero(overlap), near[query])
-    if exclude_self:
-      found = found[found != query]
-    overlap = overlap[found]
-    distance = _distances(nodes[first + found] @ nodes[query])
+    query = itself[row]
+    distance = _pair_distances(nodes, query, first + found, budget)
     distance /= largest[query]
     scores = (1 - lambda_value) * overlap / (2 - overlap)
     scores += lambda_value * (1 - distance)
-    order = np.argsort(-scores, kind='stable')[:k]
-    lists.scores[query] = scores[order]
-    lists.indices[query] = found[order]
+    lists.scores[block], lists.indices[block] = candidates.best_of(
+      row, scores.astype(np.float32), found, k, len(itself)
+    )
   return lists
+
+
+def _candidates(codes, of_column, near, itself):
+  """Returns the pairs that may be among the best: (row, gallery row, overlap).
+
+  Args:
+    codes: of b queries, CSR [b, M].
+    of_column: CSR [M, N], the codes of the gallery transposed.
+    near: [b, k], the nearest gallery rows of each.
+    itself: [b], the gallery row that is left out, if there is one.
+  """
+  # sum_n min(V_pn, V_gn): each number of a query's code caps its column.
+  capped = of_column[codes.indices]
+  capped.data = np.minimum(
+    capped.data, np.repeat(codes.data, np.diff(capped.indptr))
+  )
+  adds = sparse.csr_matrix(
+    (np.ones_like(codes.data), np.arange(codes.nnz), codes.indptr),
+    shape=(codes.shape[0], codes.nnz),
+  )
+  # Both codes sum to 1, so the maxima sum to 2 less this.
+  overlap = adds @ capped
+  rows = np.arange(len(near))
+  near_row = np.repeat(rows, near.shape[1])
+  near = near.reshape(-1)
+  dense = overlap.toarray()
+  near_overlap = dense[near_row, near]
+  # What is listed already, or left out.
+  dense[near_row, near] = -1
+  if itself is not None:
+    dense[rows, itself] = -1
+  row = np.repeat(rows, np.diff(overlap.indptr))
+  other = dense[row, overlap.indices] >= 0
+  return (
+    np.concatenate([near_row, row[other]]),
+    np.concatenate([near, overlap.indices[other]]),
+    np.concatenate([near_overlap, overlap.data[other]]),
+  )
+
+
+def _pair_distances(nodes, left, right, budget):
+  """Returns the squared distances of pairs of nodes, [P] float64.
+
+  They depend on the two rows alone, so equal rows are equally far.
+  """
+  num_pairs = min(_MAX_PAIRS, max(1, budget // (16 * nodes.shape[1])))
+  rows = np.empty((2, num_pairs, nodes.shape[1]), np.float32)
+  cosines = np.empty(len(left), np.float32)
+  for pair in tiles.blocks(len(left), num_pairs):
+    x, y = rows[:, : pair.stop - pair.start]
+    # Without `clip`, numpy takes another buffer.
+    np.take(nodes, left[pair], axis=0, out=x, mode='clip')
+    np.take(nodes, right[pair], axis=0, out=y, mode='clip')
+    np.einsum('pd,pd->p', x, y, out=cosines[pair])
+  return _distances(cosines)
 
 
 def _distances(cosines):
   return np.maximum(2 - 2 * cosines.astype(np.float64), 0)
 
 
-def _encode(nodes, k1, k2, budget):
-  """Returns the codes V as [M, M] CSR, and the largest distances [M]."""
+def _encode(nodes, others, k1, k2, budget):
+  """Returns the codes V as [M, M] CSR, and the largest distances [M].
+
+  Args:
+    nodes: [M, D] unit rows.
+    others: [M, k1], the nearest other nodes of each, if they are known.
+    k1: of `k_reciprocal_reranking`.
+    k2: likewise.
+    budget: bytes for the blocks.
+  """
   budget_mb = budget / tiles.MIB
-  _, others = search.top_k(
-    nodes, nodes, k1, exclude_self=True, memory_budget_mb=budget_mb
-  )
+  if others is None:
+    _, others = search.top_k(
+      nodes, nodes, k1, exclude_self=True, memory_budget_mb=budget_mb
+    )
   # The least cosine is the greatest with the opposite.
   greatest, _ = search.top_k(-nodes, nodes, 1, memory_budget_mb=budget_mb)
   largest = _distances(-greatest[:, 0])
@@ -156,16 +225,8 @@ def _encode(nodes, k1, k2, budget):
   for block in tiles.blocks(len(nodes), max(1, budget // row_bytes)):
     members = _expand(reciprocal[block], core)
     rows, columns = members.nonzero()
-    pairs = tiles.blocks(len(rows), max(1, budget // (16 * nodes.shape[1])))
-    cosines = np.concatenate(
-      [
-        np.einsum(
-          'pd,pd->p', nodes[block.start + rows[pair]], nodes[columns[pair]]
-        )
-        for pair in pairs
-      ]
-    )
-    weights = np.exp(-_distances(cosines) / largest[block.start + rows])
+    distances = _pair_distances(nodes, block.start + rows, columns, budget)
+    weights = np.exp(-distances / largest[block.start + rows])
     weights /= np.bincount(rows, weights)[rows]
     codes.append(
       sparse.csr_matrix(

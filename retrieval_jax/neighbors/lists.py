@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from retrieval_jax.core import tiles
+from retrieval_jax.core import relations, tiles
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.neighbors import options as options_lib
 from retrieval_jax.neighbors import search
@@ -67,6 +67,33 @@ def empty_lists(num_queries: int, k: int) -> RankedLists:
     np.full((num_queries, k), -np.inf, np.float32),
     np.full((num_queries, k), -1, np.int32),
   )
+
+
+def leave_out(lists: RankedLists, rows: np.ndarray, k: int) -> RankedLists:
+  """Returns the first k entries of each list that are not left out.
+
+  Args:
+    lists: at least k entries longer than the rows of a query, to be exact.
+    rows: [Q, L] int rows of the gallery, padded with -1: in no list of a query.
+    k: length of the lists that are returned; what is missing at their end is
+      empty.
+
+  Example:
+    >>> lists = RankedLists(np.array([[0.9, 0.8, 0.7]]), np.array([[4, 0, 2]]))
+    >>> leave_out(lists, np.array([[0, 3]]), 2).indices.tolist()
+    [[4, 2]]
+  """
+  is_kept = (lists.indices >= 0) & ~relations.are_listed(lists.indices, rows)
+  order = np.argsort(~is_kept, axis=1, kind='stable')[:, :k]
+  is_kept, scores, indices = (
+    np.take_along_axis(x, order, axis=1)
+    for x in (is_kept, lists.scores, lists.indices)
+  )
+  kept = empty_lists(len(rows), k)
+  width = indices.shape[1]
+  kept.scores[:, :width] = np.where(is_kept, scores, -np.inf)
+  kept.indices[:, :width] = np.where(is_kept, indices, -1)
+  return kept
 
 
 def search_in_blocks(

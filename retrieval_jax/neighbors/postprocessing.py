@@ -17,7 +17,7 @@ import numpy as np
 from retrieval_jax.core.errors import InputError, unknown_name
 from retrieval_jax.neighbors import options as options_lib
 from retrieval_jax.neighbors import search, whitening
-from retrieval_jax.neighbors.lists import RankedLists
+from retrieval_jax.neighbors.lists import RankedLists, empty_lists, leave_out
 from retrieval_jax.neighbors.options import Sizes
 from retrieval_jax.neighbors.registry import POSTPROCESSING, Postprocessing
 
@@ -244,14 +244,24 @@ def rank(
   embedded: Embedded,
   k: int,
   *,
+  left_out: np.ndarray | None = None,
   memory_budget_mb: float = 128,
 ) -> RankedLists:
   """Returns the lists of a whole chain; without re-ranking those of `top_k`.
+
+  What is left out of the list of a query is in the gallery all the same:
+  expansion, augmentation and re-ranking use it like any other row, since they
+  do not know what a query is judged by (as in the evaluation of Revisited
+  Oxford, which takes junk out of finished rankings). Rankings are made L
+  entries longer, and it is taken out of them before thresholds and labels see
+  them; labels do not bring it back. So no list is shorter for it.
 
   Args:
     steps: of `parse_postprocessing`.
     embedded: what to search in.
     k: length of the lists.
+    left_out: [Q, L] int rows of the gallery that are in no list of a query,
+      padded with -1; None: none.
     memory_budget_mb: MiB of each step, see its function.
 
   Raises:
@@ -262,6 +272,9 @@ def rank(
     >>> steps = parse_postprocessing(['constant_threshold'])
     >>> rank(steps, Embedded(x, x, exclude_self=True), 2).indices.tolist()
     [[1, -1], [0, 2], [1, -1]]
+    >>> rank((), Embedded(x, x), 2, left_out=np.array([[0], [0], [1]])
+    ...   ).indices.tolist()
+    [[1, 2], [1, 2], [2, 0]]
   """
   embedded = transform(steps, embedded, memory_budget_mb=memory_budget_mb)
   queries, gallery, exclude_self = embedded[:3]
@@ -271,22 +284,27 @@ def rank(
     if rankings
     else (search.top_k, {})
   )
+  longest = k
+  if left_out is not None:
+    longest = max(k, min(k + left_out.shape[1], len(gallery) - exclude_self))
   lists = RankedLists(
     *function(
       queries,
       gallery,
-      k,
+      longest,
       exclude_self=exclude_self,
       memory_budget_mb=memory_budget_mb,
       **options,
     )
   )
+  if left_out is not None:
+    lists = leave_out(lists, left_out, k)
   for step in steps:
     if step.row.stage == 'threshold':
       lists = step.row.function(lists, **step.options)
     elif step.row.stage == 'labels':
       lists = step.row.function(
-        lists,
+        _widened(lists, longest),
         queries,
         gallery,
         embedded.train,
@@ -295,4 +313,14 @@ def rank(
         memory_budget_mb=memory_budget_mb,
         **step.options,
       )
+      if left_out is not None:
+        lists = leave_out(lists, left_out, k)
   return lists
+
+
+def _widened(lists, width):
+  """Returns lists with room at their end."""
+  widened = empty_lists(len(lists.indices), width)
+  widened.scores[:, : lists.scores.shape[1]] = lists.scores
+  widened.indices[:, : lists.indices.shape[1]] = lists.indices
+  return widened

@@ -91,6 +91,6 @@ SCORES = {
     _with_half_squares,
     _negative_squares,
     is_recomputed=True,
-    shown=lambda scores: np.sqrt(-scores),
+    shown=lambda scores: np.sqrt(0 - scores),  # And never -0.
   ),
 }

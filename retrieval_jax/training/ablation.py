@@ -1,6 +1,6 @@
 """What post-processing does to a ranking: without, each alone, all together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ class Variant(NamedTuple):
   """
 
   postprocessing: tuple[str, ...]
-  result: metrics.ListResult
+  result: metrics.RetrievalResult
 
   def to_dict(self) -> dict[str, Any]:
     """Returns what a results file says of it."""
@@ -46,11 +46,10 @@ def chains(steps: Sequence[neighbors.Step]) -> list[Chain]:
 def ablate(
   compared: Sequence[Chain],
   embedded: neighbors.Embedded,
-  query_labels: np.ndarray,
-  gallery_labels: np.ndarray | None,
+  measure: Callable[[np.ndarray], metrics.RetrievalResult],
   *,
   list_length: int,
-  grades: np.ndarray | None = None,
+  left_out: np.ndarray | None = None,
   memory_budget_mb: float = 128,
 ) -> tuple[Variant, ...]:
   """Measures the lists of each chain, all by the same metrics.
@@ -58,11 +57,10 @@ def ablate(
   Args:
     compared: chains, such as of `chains`.
     embedded: queries, gallery, and the training images if a chain needs them.
-    query_labels: [Q] int, or [Q, L] label sets.
-    gallery_labels: [N] int, or [N, M] likewise; None: the queries are the
-      gallery.
+    measure: takes ranked rows of the gallery [Q, list_length], padded with -1,
+      and returns their metrics.
     list_length: of the lists.
-    grades: [C, C], the relevance of each class to each; see `core.relations`.
+    left_out: [Q, L] rows that are in no list of a query, see `neighbors.rank`.
     memory_budget_mb: MiB of each step.
 
   Example:
@@ -71,7 +69,8 @@ def ablate(
     >>> steps = neighbors.parse_postprocessing(list(options), options)
     >>> without, with_threshold = ablate(
     ...   chains(steps), neighbors.Embedded(x, x, exclude_self=True),
-    ...   np.array([0, 0, 1, 1]), None, list_length=2)
+    ...   lambda rows: metrics.evaluate_lists(rows, [0, 0, 1, 1]),
+    ...   list_length=2)
     >>> without.result.protocol['mean_returned']
     2.0
     >>> with_threshold.result.metrics['returned_precision']
@@ -80,12 +79,14 @@ def ablate(
   variants = []
   for chain in compared:
     lists = neighbors.rank(
-      chain, embedded, list_length, memory_budget_mb=memory_budget_mb
+      chain,
+      embedded,
+      list_length,
+      left_out=left_out,
+      memory_budget_mb=memory_budget_mb,
     )
-    result = metrics.evaluate_lists(
-      lists.indices, query_labels, gallery_labels, grades=grades
-    )
-    variants.append(Variant(tuple(step.name for step in chain), result))
+    names = tuple(step.name for step in chain)
+    variants.append(Variant(names, measure(lists.indices)))
   return tuple(variants)
 
 

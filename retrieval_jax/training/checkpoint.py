@@ -57,17 +57,29 @@ def open_workdir(workdir: str) -> None:
       f'--workdir={workdir} is a file; allowed is a folder, new or of an '
       'earlier run: choose another'
     )
-  try:
-    os.makedirs(os.path.join(workdir, 'checkpoints'), exist_ok=True)
-  except OSError as error:
-    raise _file_error(workdir, error) from error
+  make_folder(os.path.join(workdir, 'checkpoints'))
   probe = os.path.join(workdir, f'.probe-{os.getpid()}')
   write_text(probe, 'a run is about to write here\n' * 64)
   os.remove(probe)
 
 
-def check_same_config(workdir: str, config: ml_collections.ConfigDict) -> None:
+def make_folder(path: str) -> None:
+  """Makes a folder of a run, and those above it, where they are missing."""
+  try:
+    os.makedirs(path, exist_ok=True)
+  except OSError as error:
+    raise _file_error(path, error) from error
+
+
+def check_same_config(
+  workdir: str, config: ml_collections.ConfigDict, *, flag: str = '--workdir'
+) -> None:
   """Refuses the workdir of another run, or of none, naming what differs.
+
+  Args:
+    workdir: of a run, or of what else has a config and results.
+    config: that is to go on there.
+    flag: that chose the folder.
 
   Raises:
     InputError: `config.json` has other values of keys that a run depends on,
@@ -80,7 +92,7 @@ def check_same_config(workdir: str, config: ml_collections.ConfigDict) -> None:
       ['checkpoints'],
     ):
       raise InputError(
-        f'--workdir={workdir} is a folder that no run has made (it has no '
+        f'{flag}: {workdir} is a folder that no run has made (it has no '
         f'{CONFIG_FILE}); allowed is a new or empty one: choose another'
       )
     return
@@ -94,8 +106,8 @@ def check_same_config(workdir: str, config: ml_collections.ConfigDict) -> None:
       for key in differing
     )
     raise InputError(
-      f'--workdir={workdir} holds a run of another config ({changes}); allowed '
-      'is the same config: choose another --workdir, or set these keys back'
+      f'{flag}: {workdir} holds results of another config ({changes}); allowed '
+      f'is the same config: choose another {flag}, or set these keys back'
     )
 
 

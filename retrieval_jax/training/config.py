@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from retrieval_jax import data, losses, neighbors
+from retrieval_jax import data, losses, metrics, neighbors
+from retrieval_jax.core import relations
 from retrieval_jax.core.errors import InputError, unknown_name
 
 # What may differ when a run is continued: nothing that the weights depend on.
@@ -219,6 +220,43 @@ def postprocessing(
     {name: config.eval[name].to_dict() for name in neighbors.POSTPROCESSING},
     prefix='eval.postprocessing',
     section='eval.',
+  )
+
+
+def grades(
+  config: ml_collections.ConfigDict, class_categories: np.ndarray | None
+) -> np.ndarray | None:
+  """Returns the relevance [C, C] of each class to each that is measured by.
+
+  Args:
+    config: `eval.same_category_grade` is read.
+    class_categories: [C] int, the category of each class.
+
+  Returns:
+    None if a class is relevant to itself alone.
+  """
+  if config.eval.same_category_grade <= 0:
+    return None
+  return relations.category_grades(
+    class_categories, config.eval.same_category_grade
+  )
+
+
+def ignored(
+  config: ml_collections.ConfigDict, group: data.EvaluationSet
+) -> metrics.Ignored | None:
+  """Returns what the queries of a set are not judged by.
+
+  That is what the benchmark lists for each, or what `eval.ignore` says.
+  """
+  if group.ignored is not None:
+    return metrics.Ignored(group.ignored)
+  columns = config.eval.ignore
+  if not columns:
+    return None
+  return metrics.Ignored(
+    sequences=group.sequences if 'sequence' in columns else None,
+    cameras=group.domains if 'domain' in columns else None,
   )
 
 

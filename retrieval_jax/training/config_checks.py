@@ -267,7 +267,19 @@ def validate_dataset(
       )
   if has_sets:
     _trace_loss(config, classes)
-  _validate_postprocessing(config, dataset)
+  validate_evaluation(config, dataset, len(dataset.train))
+
+
+def validate_evaluation(
+  config: ml_collections.ConfigDict, dataset: data.Dataset, num_train: int
+) -> None:
+  """Raises `InputError` where the evaluation and the data do not fit.
+
+  Args:
+    config: `eval` and how pictures are normalised are read.
+    dataset: whose sets are measured.
+    num_train: images that post-processing may be fitted on.
+  """
   channels = dataset.image_shape[-1]
   for key in ('mean', 'std'):
     if len(config.data[key]) not in (1, channels):
@@ -275,10 +287,11 @@ def validate_dataset(
         f'data.{key} has {len(config.data[key])} numbers; allowed is 1 or '
         f'{channels}, the channels of {dataset.name}'
       )
-  _validate_evaluation(config, dataset)
+  _validate_facts(config, dataset)
+  _validate_postprocessing(config, dataset, num_train)
 
 
-def _validate_evaluation(
+def _validate_facts(
   config: ml_collections.ConfigDict, dataset: data.Dataset
 ) -> None:
   """Raises if the evaluation asks for what the data do not know."""
@@ -310,33 +323,37 @@ def _validate_evaluation(
 
 
 def _validate_postprocessing(
-  config: ml_collections.ConfigDict, dataset: data.Dataset
+  config: ml_collections.ConfigDict, dataset: data.Dataset, num_train: int
 ) -> None:
   """Checks that there are as many images as post-processing asks for."""
   steps = config_lib.postprocessing(config)
-  if steps and config.eval.ignore:
-    raise InputError(
-      f'eval.ignore is {config.eval.ignore!r} with eval.postprocessing '
-      f'{config.eval.postprocessing!r}; allowed is () there, since the lists '
-      'would hold what is ignored: leave one of them out'
-    )
+  if not steps:
+    return
   if dataset.is_multi_label and neighbors.needs(steps, 'train_labels'):
     names = [s.name for s in steps if 'train_labels' in s.row.needs]
     raise InputError(
       f'eval.postprocessing has {names[0]!r}, which takes one label an image, '
       f'but the images of {dataset.name} have several: leave it out'
     )
+  grades = config_lib.grades(config, dataset.class_categories)
   for group in (*dataset.tests.values(), *dataset.validations.values()):
     num_gallery = len(group.searched)
+    num_ignored, key = 0, 'eval.list_length'
+    if ignored := config_lib.ignored(config, group):
+      rows = ignored.rows_of_all(
+        group.query.labels, group.searched.labels, grades
+      )
+      num_ignored = rows.shape[1]
+      key += f' with {num_ignored} rows that a query may ignore'
     neighbors.check_sizes(
       steps,
       neighbors.Sizes(
         found=num_gallery - (group.gallery is None),
         gallery=num_gallery,
-        train=len(dataset.train),
+        train=num_train,
         dim=config.model.embedding_dim,
-        list_length=config.eval.list_length,
+        list_length=config.eval.list_length + num_ignored,
       ),
       section='eval.',
-      list_length_key='eval.list_length',
+      list_length_key=key,
     )

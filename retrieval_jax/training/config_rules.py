@@ -76,6 +76,8 @@ RULES = {
   'data.domain_column': _optional(_TEXT),
   'data.fonts': _optional(_TEXT),
   'data.subset': _optional(_TEXT),
+  'data.recognition': _FLAG,
+  'data.distractors': _optional(_TEXT),
   'data.train_split': _optional(_TEXT),
   'data.test_split': _optional(_TEXT),
   'data.gallery': _optional(_TEXT),

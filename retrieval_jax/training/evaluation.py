@@ -2,7 +2,7 @@
 
 import collections
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +11,11 @@ import numpy as np
 
 from retrieval_jax import data, metrics, neighbors
 from retrieval_jax.core import collectives, relations
+from retrieval_jax.metrics import protocols
 from retrieval_jax.training import ablation as ablation_lib
 from retrieval_jax.training import config as config_lib
+from retrieval_jax.training import embedding, steps
 from retrieval_jax.training import state as state_lib
-from retrieval_jax.training import steps
 
 
 class Evaluation(NamedTuple):
@@ -27,6 +28,7 @@ class Evaluation(NamedTuple):
     gallery_embeddings: [N, D] likewise, of `group.searched`.
     grades: [C, C] float32, the relevance of each class to each; None: a class
       is relevant to itself alone.
+    ignored: what the queries were not judged by.
   """
 
   result: metrics.RetrievalResult
@@ -34,6 +36,25 @@ class Evaluation(NamedTuple):
   query_embeddings: np.ndarray
   gallery_embeddings: np.ndarray
   grades: np.ndarray | None = None
+  ignored: metrics.Ignored | None = None
+
+  @property
+  def removed(self) -> np.ndarray | None:
+    """[Q, R] int64 gallery rows in no ranking, padded with -1; None: none."""
+    if self.group.own_rows is not None:
+      return self.group.own_rows[:, None]
+    if self.ignored is None:
+      return None
+    labels = self.group.query.labels, self.group.searched.labels
+    return self.ignored.rows_of_all(*labels, self.grades)
+
+  def are_relevant(self, indices: np.ndarray) -> np.ndarray:
+    """Returns [Q, K] bool, whether gallery rows [Q, K] are to be found."""
+    if self.group.relevant is not None:
+      pairs = zip(indices, self.group.relevant, strict=True)
+      return np.stack([np.isin(row, wanted) for row, wanted in pairs])
+    queries, gallery = relevance_labels(self.group)
+    return relations.are_related(queries, gallery[indices], self.grades)
 
 
 class Evaluator:
@@ -55,11 +76,8 @@ class Evaluator:
     """
     self._config = config.eval
     self._postprocessing = config_lib.postprocessing(config)
-    self._grades = None
-    if config.eval.same_category_grade > 0:
-      self._grades = relations.category_grades(
-        class_categories, config.eval.same_category_grade
-      )
+    self._grades = config_lib.grades(config, class_categories)
+    self._ignored = functools.partial(config_lib.ignored, config)
     self._max_unreadable_share = config.data.max_unreadable_share
     self._p_embed = jax.pmap(
       functools.partial(_embed_batch, task=task), axis_name=state_lib.AXIS
@@ -111,27 +129,36 @@ class Evaluator:
       )
     return rows, readable
 
-  def __call__(
+  def measure(
     self,
-    replicated_state: state_lib.TrainState,
-    group: data.EvaluationSet,
-    name: str = 'test',
+    replicated_variables: Any,
+    groups: Mapping[str, data.EvaluationSet],
     *,
     curves: bool = False,
-  ) -> Evaluation:
-    """Measures a state on all queries and the whole gallery of a set.
+  ) -> dict[str, Evaluation]:
+    """Measures a model on all queries and the whole gallery of each set.
+
+    An image is embedded once, in however many sets it is. Memory: the
+    embeddings of all sets.
 
     Args:
-      replicated_state: whose embedder is measured.
-      group: the set.
-      name: how messages call it.
-      curves: whether the result has curves over the rankings.
+      replicated_variables: of the embedder.
+      groups: the sets, by the names that messages call them.
+      curves: whether the results have curves over the rankings.
     """
-    variables = _variables(replicated_state)
-    query_rows, can_ask = self.embed(variables, group.query, name)
+    embedded = embedding.EmbeddedOnce(
+      functools.partial(self.embed, replicated_variables)
+    )
+    return {
+      name: self._measure(group, name, embedded, curves)
+      for name, group in groups.items()
+    }
+
+  def _measure(self, group, name, embedded, curves):
+    query_rows, can_ask = embedded(group.query, name)
     gallery_rows, can_be_found = query_rows, can_ask
     if group.gallery is not None:
-      gallery_rows, can_be_found = self.embed(variables, group.gallery, name)
+      gallery_rows, can_be_found = embedded(group.gallery, name)
     unreadable = int((~can_ask).sum())
     if group.gallery is not None:
       unreadable += int((~can_be_found).sum())
@@ -140,38 +167,66 @@ class Evaluator:
         np.flatnonzero(can_ask), np.flatnonzero(can_be_found)
       )
       query_rows, gallery_rows = query_rows[can_ask], gallery_rows[can_be_found]
+    ignored = self._ignored(group)
+    result = self._rank(group, query_rows, gallery_rows, ignored, curves)
+    if unreadable:
+      result.protocol['num_unreadable_images'] = unreadable
+    grades = None if group.benchmark else self._grades
+    return Evaluation(result, group, query_rows, gallery_rows, grades, ignored)
+
+  def _rank(self, group, query_rows, gallery_rows, ignored, curves):
+    """Returns the metrics of a set, those of its benchmark if it has one."""
+    budget = self._config.memory_budget_mb
+    if group.benchmark == 'recognition':
+      return _recognize(
+        group,
+        query_rows,
+        gallery_rows,
+        k=self._config.label_aware.k,
+        memory_budget_mb=budget,
+      )
+    names = protocols.METRICS.get(group.benchmark, tuple(self._config.metrics))
+    if group.relevant is not None:
+      return metrics.evaluate_listed(
+        query_rows,
+        None if group.gallery is None else gallery_rows,
+        group.relevant,
+        metrics=names,
+        ignored=ignored,
+        memory_budget_mb=budget,
+        curves=curves,
+      )
+    query_labels, gallery_labels = relevance_labels(group)
     against = ()
     if group.gallery is not None:
-      against = gallery_rows, group.gallery.labels
-    result = metrics.evaluate_retrieval(
+      against = gallery_rows, gallery_labels
+    return metrics.evaluate_retrieval(
       query_rows,
-      group.query.labels,
+      query_labels,
       *against,
-      metrics=tuple(self._config.metrics),
-      grades=self._grades,
+      metrics=names,
+      grades=None if group.benchmark else self._grades,
       categories=group.categories,
-      ignored=_ignored(self._config.ignore, group),
-      memory_budget_mb=self._config.memory_budget_mb,
+      ignored=ignored,
+      own_rows=group.own_rows,
+      memory_budget_mb=budget,
       all_processes=True,
       curves=curves,
     )
-    if unreadable:
-      result.protocol['num_unreadable_images'] = unreadable
-    return Evaluation(result, group, query_rows, gallery_rows, self._grades)
 
   def ablate(
     self,
-    replicated_state: state_lib.TrainState,
+    replicated_variables: Any,
     found: Mapping[str, Evaluation],
-    train: data.Source,
+    train: data.Source | None,
   ) -> dict[str, tuple[ablation_lib.Variant, ...]]:
     """Measures what was embedded anew, with and without post-processing.
 
     Args:
-      replicated_state: that was measured.
+      replicated_variables: of the embedder that was measured.
       found: what was measured, by the name of the set.
       train: what whitening is fitted on and labels are learned from; embedded
-        if a step needs it.
+        if a step needs it; None: if none does.
 
     Returns:
       The variants of each set, {} without post-processing.
@@ -181,8 +236,7 @@ class Evaluator:
       return {}
     rows = labels = None
     if neighbors.needs(steps, 'train'):
-      variables = _variables(replicated_state)
-      rows, readable = self.embed(variables, train, 'train')
+      rows, readable = self.embed(replicated_variables, train, 'train')
       rows, labels = rows[readable], train.labels[readable]
     return {
       name: ablation_lib.ablate(
@@ -194,34 +248,92 @@ class Evaluator:
           train=rows,
           train_labels=labels,
         ),
-        measured.group.query.labels,
-        None
-        if measured.group.gallery is None
-        else measured.group.gallery.labels,
-        grades=self._grades,
+        functools.partial(_evaluate_lists, measured),
         list_length=self._config.list_length,
+        left_out=measured.removed,
         memory_budget_mb=self._config.memory_budget_mb,
       )
       for name, measured in found.items()
+      if _has_lists(measured.group)
     }
 
 
-def _variables(replicated_state):
+def variables_of(replicated_state: state_lib.TrainState) -> dict[str, Any]:
+  """Returns what the embedder of a state is."""
   return {
     'params': replicated_state.params['embedder'],
     'batch_stats': replicated_state.batch_stats,
   }
 
 
-def _ignored(
-  columns: Sequence[str], group: data.EvaluationSet
-) -> metrics.Ignored | None:
-  """Returns what the queries of a set are not judged by."""
-  if not columns:
-    return None
-  return metrics.Ignored(
-    sequences=group.sequences if 'sequence' in columns else None,
-    cameras=group.domains if 'domain' in columns else None,
+def _has_lists(group: data.EvaluationSet) -> bool:
+  """Returns whether a set is one of retrieval, whose lists can be measured."""
+  return group.benchmark != 'recognition' and group.own_rows is None
+
+
+def _evaluate_lists(
+  measured: Evaluation, indices: np.ndarray
+) -> metrics.RetrievalResult:
+  """Returns the metrics of ranked lists of a set."""
+  group = measured.group
+  if group.relevant is not None:
+    return metrics.evaluate_rankings(
+      indices,
+      group.relevant,
+      ignored=group.ignored,
+      metrics=protocols.METRICS[group.benchmark],
+    )
+  query_labels, gallery_labels = relevance_labels(group)
+  return metrics.evaluate_lists(
+    indices,
+    query_labels,
+    None if group.gallery is None else gallery_labels,
+    grades=measured.grades,
+    ignored=measured.ignored,
+  )
+
+
+def relevance_labels(
+  group: data.EvaluationSet,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns labels of queries and gallery by which rows are relevant."""
+  if group.answers is None:
+    return group.query.labels, group.searched.labels
+  # One label a row, as a label set.
+  sets = np.full((len(group.searched), 2), -1, np.int32)
+  sets[:, 0] = group.searched.labels
+  return group.answers, sets
+
+
+def _recognize(group, query_rows, gallery_rows, *, k, memory_budget_mb):
+  """Returns how well the classes of queries are told by their neighbours."""
+  predicted = neighbors.predict_labels(
+    query_rows,
+    gallery_rows,
+    group.searched.labels,
+    k=min(k, len(gallery_rows)),
+    memory_budget_mb=memory_budget_mb,
+  )
+  names = [group.query.identify(row) for row in range(len(group.query))]
+  answers = [row[row >= 0].tolist() for row in group.answers]
+  found = protocols.google_landmarks.recognition(
+    {
+      name: (label, score)
+      for name, label, score in zip(
+        names, predicted.labels.tolist(), predicted.scores.tolist(), strict=True
+      )
+    },
+    dict(zip(names, answers, strict=True)),
+  )
+  right = (group.answers == predicted.labels[:, None]).any(axis=1)
+  return found.as_retrieval_result(
+    np.where((group.answers >= 0).any(axis=1), right, np.nan),
+    {
+      'similarity': 'cosine',
+      'relevance': f'the class that the {k} nearest vote for',
+      'gallery_size': len(gallery_rows),
+      'self_excluded': False,
+    },
   )
 
 

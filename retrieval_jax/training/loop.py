@@ -5,12 +5,10 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
-import optax
 
 from retrieval_jax import data, metrics
 from retrieval_jax.core.errors import InputError
@@ -23,116 +21,19 @@ from retrieval_jax.training import (
   distributed,
   doctor,
   initialising,
-  optim,
-  report,
+  report_queries,
   reporting,
   results,
   steps,
 )
 from retrieval_jax.training import evaluation as evaluation_lib
 from retrieval_jax.training import state as state_lib
+from retrieval_jax.training.experiment import Experiment, make_experiment
 
 # What the best checkpoint is chosen by, the first of these that is measured.
 _SCORES = ('mean_average_precision_at_r', 'precision_at_1')
 
 _log = logging.getLogger(__name__)
-
-
-class Experiment(NamedTuple):
-  """A validated config with all that is built from it, but no weights."""
-
-  config: ml_collections.ConfigDict
-  dataset: data.Dataset
-  load_batch: data.TrainLoader
-  task: steps.Task
-  evaluate: evaluation_lib.Evaluator
-  num_steps: int
-  schedule: optax.Schedule
-  optimizer: optax.GradientTransformation
-
-  @property
-  def epoch_steps(self) -> int:
-    """The steps of an epoch."""
-    return config_lib.steps_per_epoch(self.config, len(self.dataset.train))
-
-  def initial_state(self) -> state_lib.TrainState:
-    """The state of step 0, on the host."""
-    return state_lib.create_state(
-      self.config.seed,
-      self.task.networks,
-      self.task.objective,
-      self.optimizer,
-      self.dataset.image_shape,
-    )
-
-  def replicate(self, state: state_lib.TrainState) -> state_lib.TrainState:
-    """Puts a state of the host on the devices."""
-    classes = state_lib.class_sharding(self.task.objective)
-    return state_lib.replicate(state, classes)
-
-  def unreplicate(self, state: state_lib.TrainState) -> state_lib.TrainState:
-    """Returns a state of the devices on the host."""
-    classes = state_lib.class_sharding(self.task.objective)
-    return state_lib.unreplicate(state, classes)
-
-
-def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
-  """Loads the data and builds the networks of a config.
-
-  Raises:
-    InputError: for any mistake in the config or the data.
-  """
-  config_checks.validate(config, jax.device_count())
-  return _build(config)
-
-
-def _build(config: ml_collections.ConfigDict) -> Experiment:
-  """Does that for a config without a mistake in itself."""
-  dataset = data.load_dataset(**config_lib.dataset_options(config))
-  _log.info('%s', data.describe(dataset))
-  config_checks.validate_dataset(config, dataset)
-  classes = config_lib.Classes.of(dataset)
-  task = steps.make_task(config, classes, dataset.image_shape)
-  steps.check_views(task)
-  num_steps = config_lib.num_train_steps(config, len(dataset.train))
-  schedule = optim.make_schedule(config.optimizer, num_steps)
-  sampler = data.make_sampler(
-    dataset.train.labels,
-    seed=config.seed,
-    categories=dataset.categories,
-    parts=dataset.parts,
-    **config_lib.sampler_options(config),
-  )
-  _log.info(
-    '%s',
-    data.coverage(
-      sampler,
-      dataset.train.labels,
-      config_lib.steps_per_epoch(config, len(dataset.train)),
-      images_per_class=config_lib.images_per_class(config),
-    ),
-  )
-  return Experiment(
-    config=config,
-    dataset=dataset,
-    load_batch=data.TrainLoader(
-      dataset.train,
-      sampler,
-      canvas=task.augmentation.needs_canvas,
-      max_unreadable_share=config.data.max_unreadable_share,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    ),
-    task=task,
-    evaluate=evaluation_lib.Evaluator(config, task, dataset.class_categories),
-    num_steps=num_steps,
-    schedule=schedule,
-    optimizer=optim.make_optimizer(
-      config.optimizer,
-      schedule,
-      shard_axis=state_lib.AXIS if config.head.sharded else None,
-    ),
-  )
 
 
 def train_and_evaluate(
@@ -160,7 +61,7 @@ def train_and_evaluate(
   resumes = checkpoint_lib.has_checkpoint(workdir)
   # Before the data are loaded, which can take long.
   weights = None if resumes else initialising.read_pretrained(config)
-  experiment = _build(config)
+  experiment = make_experiment(config)
   # Before anything is written: weights that do not fit leave no run behind.
   state = None if resumes else _first_state(experiment, weights)
   del weights  # As large as the network.
@@ -281,10 +182,8 @@ def _measure(
   curves: bool = False,
 ) -> dict[str, evaluation_lib.Evaluation]:
   """Measures a state on some sets, by their names."""
-  return {
-    name: experiment.evaluate(replicated_state, group, name, curves=curves)
-    for name, group in groups.items()
-  }
+  variables = evaluation_lib.variables_of(replicated_state)
+  return experiment.evaluator.measure(variables, groups, curves=curves)
 
 
 def _ablate(
@@ -302,8 +201,10 @@ def _ablate(
   validations = _measure(
     experiment, replicated_state, experiment.dataset.validations
   )
-  return experiment.evaluate.ablate(
-    replicated_state, {**validations, **found}, experiment.dataset.train
+  return experiment.evaluator.ablate(
+    evaluation_lib.variables_of(replicated_state),
+    {**validations, **found},
+    experiment.dataset.train,
   )
 
 
@@ -416,7 +317,9 @@ def _train(
       workdir, config, experiment.dataset, found, selection, ablation
     )
     for name, page in pages.items():
-      reporter.image(step, f'eval/gallery/{name}', report.gallery_image(page))
+      reporter.image(
+        step, f'eval/gallery/{name}', report_queries.gallery_image(page)
+      )
   return next(iter(found.values())).result.metrics
 
 

@@ -207,7 +207,10 @@ def draw_map(
 
 
 def neighbor_sheet(
-  queries: np.ndarray, neighbors: np.ndarray, right: np.ndarray
+  queries: np.ndarray,
+  neighbors: np.ndarray,
+  right: np.ndarray,
+  shown: np.ndarray,
 ) -> np.ndarray:
   """Lays out queries and their neighbours, framed green (right) or red.
 
@@ -215,6 +218,7 @@ def neighbor_sheet(
     queries: [Q, H, W, C] uint8, C = 1 or 3; one row of the sheet each.
     neighbors: [Q, K, H, W, C] uint8, nearest first, to the right of the query.
     right: [Q, K] bool.
+    shown: [Q, K] bool; the place of another neighbour stays blank.
 
   Returns:
     [height, width, 3] uint8. Small images are enlarged by a whole factor to
@@ -235,7 +239,10 @@ def neighbor_sheet(
     top = _GAP + i * cell_height
     tiles = _fit(np.concatenate([queries[i : i + 1], neighbors[i]]))
     frames = [OTHER, *(RIGHT if r else WRONG for r in right[i])]
+    is_shown = [True, *shown[i]]
     for j, (tile, frame) in enumerate(zip(tiles, frames, strict=True)):
+      if not is_shown[j]:
+        continue
       left = _GAP + (first + (j - 1) * cell_width if j else 0)
       box = sheet[top : top + tile_height + 2 * _FRAME]
       box = box[:, left : left + tile_width + 2 * _FRAME]

@@ -190,6 +190,8 @@ def fact_list(facts: Mapping[str, Any]) -> str:
   Example:
     >>> fact_list({'loss': {'margin': 0.4}})
     '<dl><div><dt>loss.margin</dt><dd>0.4</dd></div></dl>'
+    >>> fact_list({'ignore': ()})
+    '<dl><div><dt>ignore</dt><dd>none</dd></div></dl>'
   """
   rows = ''.join(
     f'<div><dt>{escape(name)}</dt><dd>{escape(_plain(value))}</dd></div>'
@@ -227,5 +229,5 @@ def _plain(value: Any) -> str:
   if isinstance(value, float):
     return f'{value:.6g}'
   if isinstance(value, list | tuple):
-    return ', '.join(map(_plain, value))
+    return ', '.join(map(_plain, value)) or 'none'
   return str(value)

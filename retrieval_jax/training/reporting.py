@@ -67,19 +67,61 @@ def eval_prefix(name: str) -> str:
 
 def format_results(result: metrics.RetrievalResult) -> str:
   """Returns the metrics as a table for the terminal, with what they are of."""
-  width = max(map(len, result.metrics))
-  lines = []
-  for name, value in result.metrics.items():
-    ends = result.ranges.get(name, (value, value))
-    low, high = (f'{end:.4f}' for end in ends)
-    tied = f'  ({low} to {high} by the order of ties)' if low != high else ''
-    lines.append(f'  {name:<{width}}  {value:.4f}{tied}')
   lone = result.protocol['num_lone_queries']
   without = f', {lone} of them left out for want of a match' if lone else ''
   return (
     f'{result.protocol["num_queries"]} queries{without}, '
-    f'{result.protocol["gallery_size"]} gallery images\n' + '\n'.join(lines)
+    f'{result.protocol["gallery_size"]} gallery images\n'
+    + format_values(result.metrics, result.ranges)
   )
+
+
+def format_values(
+  values: Mapping[str, float],
+  ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> str:
+  """Returns named values as lines, with the range that ties leave.
+
+  Example:
+    >>> print(format_values({'ndcg': 0.5, 'recall_at_1': 1.0}))
+      ndcg         0.5000
+      recall_at_1  1.0000
+  """
+  width = max(map(len, values))
+  lines = []
+  for name, value in values.items():
+    ends = (ranges or {}).get(name, (value, value))
+    low, high = (f'{end:.4f}' for end in ends)
+    tied = f'  ({low} to {high} by the order of ties)' if low != high else ''
+    lines.append(f'  {name:<{width}}  {value:.4f}{tied}')
+  return '\n'.join(lines)
+
+
+def means_over_sets(
+  results: Mapping[str, metrics.RetrievalResult],
+) -> dict[str, dict[str, float]]:
+  """Returns the mean of each metric over sets '<data set>/<kind>' of a kind.
+
+  Args:
+    results: by the name of the set.
+
+  Returns:
+    kind -> metric -> mean, of kinds that two or more data sets have.
+  """
+  kinds: dict[str, list[metrics.RetrievalResult]] = {}
+  for name, result in results.items():
+    member, _, kind = name.rpartition('/')
+    if member:
+      kinds.setdefault(kind, []).append(result)
+  return {
+    kind: {
+      name: float(np.mean([result.metrics[name] for result in found]))
+      for name in found[0].metrics
+      if all(name in result.metrics for result in found)
+    }
+    for kind, found in kinds.items()
+    if len(found) > 1
+  }
 
 
 def log_parameters(params: Any) -> None:
@@ -194,6 +236,11 @@ class Reporter:
         f'{eval_prefix(name)}{metric}': value
         for name, result in results.items()
         for metric, value in result.metrics.items()
+      }
+      | {
+        f'{eval_prefix(f"mean/{kind}")}{metric}': value
+        for kind, values in means_over_sets(results).items()
+        for metric, value in values.items()
       },
     )
     if self._history is None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from retrieval_jax import data, neighbors
-from retrieval_jax.core import relations, tiles
+from retrieval_jax.core import tiles
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.metrics import averages, pairs, uncertainty, verification
 from retrieval_jax.training import ablation as ablation_lib
@@ -19,6 +19,7 @@ from retrieval_jax.training import (
   per_query,
   projector,
   report,
+  report_data,
   reporting,
 )
 from retrieval_jax.training import config as config_lib
@@ -35,14 +36,18 @@ class Selection(NamedTuple):
     step: of the weights.
     sets: the validation sets that chose it; empty: it is the last one.
     score: the mean over those sets that it was best by, or None.
+    was_asked: whether a user named the step.
   """
 
   step: int
   sets: tuple[str, ...]
   score: float | None
+  was_asked: bool = False
 
   def __str__(self) -> str:
     """Says it in a sentence."""
+    if self.was_asked:
+      return f'weights of step {self.step:,}, which was asked for'
     if not self.sets or self.score is None:
       return f'weights of step {self.step:,}, the last; none was selected'
     return (
@@ -57,7 +62,7 @@ def describe_run(
   """Writes what the run is: its config, and how pictures become its images."""
   info = {
     'name': dataset.name,
-    'preprocessing': dataset.train.preprocessing.to_dict(),
+    'preprocessing': dataset.preprocessing.to_dict(),
     'num_classes': dataset.num_classes,
   }
   checkpoint.write_text(
@@ -76,7 +81,7 @@ def write_results(
   found: Mapping[str, evaluation.Evaluation],
   selection: Selection,
   ablation: Mapping[str, Sequence[ablation_lib.Variant]],
-) -> dict[str, report.ReportData]:
+) -> dict[str, report_data.ReportData]:
   """Writes `results.json`, the values per query and the pages; prints metrics.
 
   Args:
@@ -93,6 +98,7 @@ def write_results(
   values = per_query.to_bytes(
     {name: _query_values(dataset, e) for name, e in found.items()}
   )
+  means = reporting.means_over_sets({k: e.result for k, e in found.items()})
   results = {
     'config': config.to_dict(),
     'step': selection.step,
@@ -107,6 +113,7 @@ def write_results(
       }
       for name, measured in found.items()
     },
+    'means': means,
     'ablation': {
       name: [variant.to_dict() for variant in variants]
       for name, variants in ablation.items()
@@ -133,6 +140,9 @@ def write_results(
     _write_projection(workdir, config, name, pages[name])
     table = reporting.format_results(measured.result)
     print(f'{name}: {table}\n\n  open {path}\n', flush=True)
+  for name, values in means.items():
+    table = reporting.format_values(values)
+    print(f'{name}, mean over the data sets:\n{table}\n', flush=True)
   for name, variants in ablation.items():
     table = ablation_lib.format_table(variants)
     print(f'{name}, post-processing:\n\n{table}\n', flush=True)
@@ -169,11 +179,13 @@ def report_file(name: str) -> str:
   """Returns the file name of the page of a test set.
 
   Example:
-    >>> report_file('test'), report_file('digits/test')
-    ('report.html', 'report-digits.html')
+    >>> report_file('test'), report_file('digits/test'), report_file('hard')
+    ('report.html', 'report-digits.html', 'report-hard.html')
   """
-  member = name.rpartition('/')[0]
-  return f'report-{member}.html' if member else REPORT_FILE
+  parts = name.split('/')
+  if parts[-1] == 'test':
+    parts.pop()
+  return f'report-{"-".join(parts)}.html' if parts else REPORT_FILE
 
 
 def _write_projection(workdir, config, name, page) -> None:
@@ -192,14 +204,16 @@ def _write_projection(workdir, config, name, page) -> None:
 
 def _report_data(
   workdir, config, dataset, name, measured, selection, ablation
-) -> report.ReportData:
+) -> report_data.ReportData:
   group = measured.group
   exclude_self = group.gallery is None
-  similarities, indices = neighbors.top_k(
-    measured.query_embeddings,
-    measured.gallery_embeddings,
+  similarities, indices = neighbors.rank(
+    (),
+    neighbors.Embedded(
+      measured.query_embeddings, measured.gallery_embeddings, exclude_self
+    ),
     min(10, len(group.searched) - exclude_self),
-    exclude_self=exclude_self,
+    left_out=measured.removed,
     memory_budget_mb=config.eval.memory_budget_mb,
   )
   labels = group.query.labels, group.searched.labels
@@ -208,7 +222,7 @@ def _report_data(
   watched = name
   if dataset.validations:
     watched = name.removesuffix('test') + 'validation'
-  return report.ReportData(
+  return report_data.ReportData(
     title=f'{config.loss.name} on {dataset.name}',
     config=config.to_dict(),
     evaluation=measured.result,
@@ -222,9 +236,7 @@ def _report_data(
     gallery_images=group.searched.images_at,
     neighbor_indices=indices,
     neighbor_similarities=similarities,
-    relevant=relations.are_related(
-      labels[0], labels[1][indices], measured.grades
-    ),
+    relevant=measured.are_relevant(indices),
     selection=str(selection),
     watched=watched,
     ablation=ablation,
@@ -237,6 +249,9 @@ def _pairs(config, measured) -> dict[str, Any]:
   if measured.result.pairs is not None:
     return {'pairs': measured.result.pairs}
   group = measured.group
+  if group.benchmark:
+    note = 'Pairs are not shown: the benchmark judges rankings alone.'
+    return {'pairs_note': note}
   query, gallery = (
     projector.choose_rows(len(rows), _NUM_PAIRED)
     for rows in (group.query, group.searched)
@@ -249,10 +264,11 @@ def _pairs(config, measured) -> dict[str, Any]:
     self_excluded=group.gallery is None,
     grades=measured.grades,
     budget=tiles.check_memory_budget(config.eval.memory_budget_mb),
+    has_ignored=measured.ignored is not None,
   )
   try:
     found = verification.verify(task)
-  except InputError as error:  # One kind alone, or too little memory.
+  except InputError as error:  # One kind, too little memory, or ignored rows.
     return {'pairs_note': f'Pairs are not shown: {error}.'}
   note = ''
   if len(query) < len(group.query) or len(gallery) < len(group.searched):

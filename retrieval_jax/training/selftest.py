@@ -17,8 +17,9 @@ import optax
 from retrieval_jax import losses
 from retrieval_jax.core import relations
 from retrieval_jax.training import config as config_lib
-from retrieval_jax.training import loop, steps
 from retrieval_jax.training import state as state_lib
+from retrieval_jax.training import steps
+from retrieval_jax.training.experiment import make_experiment
 
 # What rounding may do, relative to the largest entry, by what is computed in.
 TOLERANCES = {'float32': 1e-5, 'bfloat16': 3e-2}
@@ -67,7 +68,7 @@ def run(config: ml_collections.ConfigDict) -> list[Check]:
   if 'dropout' in config.model:
     config.model.dropout = 0.0
   config.head.sample_rate = 1.0
-  experiment = loop.make_experiment(config)
+  experiment = make_experiment(config)
   dataset, batch = experiment.dataset, experiment.load_batch(0)
   classes = config_lib.Classes.of(dataset)
   checks = []

@@ -8,7 +8,15 @@ import pytest
 
 from retrieval_jax import data
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.data import dataset, decoding, mixing, samplers, splits
+from retrieval_jax.data import (
+  decoding,
+  forming,
+  mixing,
+  samplers,
+  shaping,
+  splits,
+)
+from retrieval_jax.data import roles as roles_lib
 from retrieval_jax.data.collection import TEST, TRAIN
 
 
@@ -42,9 +50,9 @@ def _collection(sets, **columns):
 
 
 def _form(collection, *, roles=None, **options):
-  collection = dataset.resolve_roles(collection, **(roles or {}))
-  return dataset.make_dataset(
-    collection, dataset.choose_preprocessing(collection), **options
+  collection = roles_lib.resolve_roles(collection, **(roles or {}))
+  return forming.make_dataset(
+    collection, shaping.choose_preprocessing(collection), **options
   )
 
 

@@ -3,7 +3,8 @@ from absl.testing import absltest, parameterized
 
 from retrieval_jax import data
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.data import dataset, mixing
+from retrieval_jax.data import forming, mixing, shaping
+from retrieval_jax.data import roles as roles_lib
 from retrieval_jax.data.collection import TEST, TRAIN
 
 
@@ -21,9 +22,9 @@ def _member(labels, split, first, **columns):
     image_shape=(2, 2, 1),
     **columns,
   )
-  return dataset.make_dataset(
-    dataset.resolve_roles(collection),
-    dataset.choose_preprocessing(collection),
+  return forming.make_dataset(
+    roles_lib.resolve_roles(collection),
+    shaping.choose_preprocessing(collection),
   )
 
 

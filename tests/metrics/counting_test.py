@@ -24,9 +24,9 @@ def _case(kind, random, number, dim=6):
 
 
 @pytest.mark.parametrize('num_devices', [1, 4])
-@pytest.mark.parametrize('counter', ['compare', 'sort'])
+@pytest.mark.parametrize('counter', ['compare', 'sort', 'sort in parts'])
 @pytest.mark.parametrize('kind', ['spread', 'tied', 'equal'])
-def test_counts_of_a_loop(kind, counter, num_devices):
+def test_counts_of_a_loop(kind, counter, num_devices, monkeypatch):
   random = np.random.default_rng(0)
   classes = np.sort(random.integers(0, 9, 700)).astype(np.int32)
   rows = _case(kind, random, 700)
@@ -48,28 +48,52 @@ def test_counts_of_a_loop(kind, counter, num_devices):
   for i, found in enumerate(similarities):
     mine = np.flatnonzero(classes == query_class[i])
     own[i, : len(mine)] = found[mine]
+  query_class[3] = 9  # A class without rows.
   own[3] = -np.inf
   gallery = tiles.Tiles(
     rows,
-    (classes,),
+    (classes, np.arange(700)),
     budget=2**20,
     devices=jax.local_devices()[:num_devices],
     tile_rows=256,
     prepare=np.asarray,  # They are unit rows; again would change their bits.
   )
-  block = counting.Block(*gallery.put((queries, own, query_class)))
+  present = own > -np.inf
   if counter == 'compare':
+    block = counting.Block(*gallery.put((queries, own, query_class)))
     (counts,) = counting.count_by_comparison(gallery, [block])
+    np.testing.assert_array_equal(counts.present, present[:, :-1])
+    above, reached = (
+      [
+        np.sort(of_query[mine])
+        for of_query, mine in zip(of, counts.present, strict=True)
+      ]
+      for of in (counts.above, counts.reached)
+    )
   else:
-    counts = counting.count_by_sorting(gallery, block)
+    own_keys = None
+    num_positives = present.sum(axis=1)
+    if counter == 'sort in parts':
+      monkeypatch.setattr(counting, 'SORTED_COLUMNS', 512)
+      own_keys = np.asarray(ranks.to_keys(jnp.asarray(own)))
+      own_keys = np.where(present, own_keys, ranks.LAST_KEY)
+    places = np.full(16, -1, np.int32)
+    counts = counting.count_by_sorting(
+      gallery,
+      *gallery.put((queries, (query_class, places))),
+      num_positives,
+      own_keys,
+    )
+    above, reached = (
+      np.split(of, np.cumsum(num_positives)[:-1]) for of in counts
+    )
   for i in range(16):
-    positives = np.round(own[i][own[i] > -np.inf] / RESOLUTION)
+    positives = np.round(own[i][present[i]] / RESOLUTION)
     negatives = multiples[i][classes != query_class[i]]
-    present = counts.present[i]
     expected = [np.sum(negatives > p) for p in np.sort(positives)[::-1]]
-    assert np.sort(counts.above[i][present]).tolist() == expected
+    assert above[i].tolist() == expected
     expected = [np.sum(negatives >= p) for p in np.sort(positives)[::-1]]
-    assert np.sort(counts.reached[i][present]).tolist() == expected
+    assert reached[i].tolist() == expected
 
 
 def test_least_similarities_are_the_first_that_round():
@@ -97,3 +121,26 @@ def test_counts_of_rows_and_columns(chunk):
     ),
     (x[:, None, :] >= thresholds[None]).sum(axis=0),
   )
+
+
+def test_counts_of_sorted_keys():
+  random = np.random.default_rng(0)
+  for largest in (0, 3, 40):
+    keys = random.integers(-largest, largest + 1, (9, 50)).astype(np.int32)
+    keys[4] |= 1  # No positive.
+    keys[:, ::7] = ranks.LAST_KEY
+    keys.sort(axis=1)
+    num_positives, above, reached = ranks.count_in_order(keys)
+    expected = [[], [], []]
+    for row in keys.tolist():
+      positives = [key for key in row if key % 2 == 0]
+      negatives = [key for key in row if key % 2]
+      expected[0].append(len(positives))
+      for key in positives:
+        expected[1].append(sum(other < key for other in negatives))
+        expected[2].append(sum(other <= key + 1 for other in negatives))
+    assert [
+      num_positives.tolist(),
+      above.tolist(),
+      reached.tolist(),
+    ] == expected

@@ -8,7 +8,7 @@ from absl.testing import absltest, parameterized
 
 from retrieval_jax import neighbors
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.neighbors import scores, search
+from retrieval_jax.neighbors import candidates, scores, search
 
 
 def _draw(number, dim=16, seed=0):
@@ -101,6 +101,32 @@ class TopKTest(parameterized.TestCase):
     for query, found in zip(queries, indices, strict=True):
       equal = np.flatnonzero((gallery == query).all(axis=1))
       np.testing.assert_array_equal(found, equal[:30])
+
+  @parameterized.product(k=(3, 300), nearest=('first', 'last'))
+  def test_the_order_of_the_gallery_changes_nothing(self, k, nearest):
+    # Whole numbers, so that products are exact and many are equal.
+    queries, gallery = (
+      (4 * _draw(12, seed=1)).round(),
+      (4 * _draw(9000)).round(),
+    )
+    # One query finds its best rows in one place, the others all over.
+    by = np.argsort(gallery @ queries[0], kind='stable')
+    gallery = gallery[by if nearest == 'last' else by[::-1]]
+    found, indices = neighbors.top_k(queries, gallery, k, distance='dot')
+    similarities = queries.astype(float) @ gallery.T
+    order = np.argsort(-similarities, axis=1, kind='stable')[:, :k]
+    np.testing.assert_array_equal(indices, order)
+    np.testing.assert_array_equal(
+      found, np.take_along_axis(similarities, order, axis=1)
+    )
+
+  def test_nan_is_the_worst_and_zeros_are_equal(self):
+    scored = np.array([np.nan, -0.0, 0.0, -np.nan, -1.0, 2.0], np.float32)
+    found, rows = candidates.best_of(
+      np.zeros(6, int), scored, np.arange(6), 5, num_rows=1
+    )
+    self.assertEqual(rows[0, :4].tolist(), [5, 1, 2, 4])
+    self.assertEqual(found[0].tolist(), [2.0, 0.0, 0.0, -1.0, -np.inf])
 
   def test_exclude_self_keeps_duplicates(self):
     x = _draw(20)

@@ -10,6 +10,7 @@ import pytest
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.data import transforms
 from retrieval_jax.training import loop, steps
+from retrieval_jax.training.experiment import Experiment
 
 
 def diverge(config, workdir):
@@ -74,7 +75,7 @@ def test_a_picture_that_becomes_nan(make_config, tmp_path, monkeypatch):
 
 
 def test_the_layer_that_overflows_is_named(make_config, tmp_path, monkeypatch):
-  make = loop.Experiment.initial_state
+  make = Experiment.initial_state
 
   def huge(self):
     state = make(self)
@@ -82,7 +83,7 @@ def test_the_layer_that_overflows_is_named(make_config, tmp_path, monkeypatch):
     weights['kernel'] = np.full_like(weights['kernel'], 3e38)
     return state
 
-  monkeypatch.setattr(loop.Experiment, 'initial_state', huge)
+  monkeypatch.setattr(Experiment, 'initial_state', huge)
   message = diverge(make_config('circle'), tmp_path / 'run')
   assert 'the output of layer projection' in message
   assert 'overflows' in message

@@ -6,10 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from retrieval_jax import data, metrics
-from retrieval_jax.core import relations
+from retrieval_jax import data, metrics, neighbors
+from retrieval_jax.core import relations, tiles
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.training import config_checks, evaluation, loop
+from retrieval_jax.training import config_checks, evaluation, results
+from retrieval_jax.training.experiment import make_experiment
 
 _NAMES = ('precision_at_1', 'ndcg', 'category_macro_ndcg', 'macro_ndcg')
 
@@ -42,8 +43,7 @@ def _measure(evaluator, dataset, embeddings, readable):
     embeddings[source.rows],
     readable[source.rows],
   )
-  state = type('', (), {'params': {'embedder': None}, 'batch_stats': None})
-  return evaluator(state, dataset.tests['test'])
+  return evaluator.measure(None, dataset.tests)['test']
 
 
 def test_columns_reach_the_metrics(known, make_config):
@@ -92,16 +92,16 @@ def test_an_experiment_says_what_it_ignored(known, make_config):
     eval__ignore=('sequence',),
     eval__same_category_grade=0.5,
   )
-  experiment = loop.make_experiment(config)
+  experiment = make_experiment(config)
   x = np.random.default_rng(0).normal(size=(120, 6)).astype(np.float32)
   found = _measure(
-    experiment.evaluate, experiment.dataset, x, np.ones(120, bool)
+    experiment.evaluator, experiment.dataset, x, np.ones(120, bool)
   )
   protocol = json.loads(json.dumps(found.result.protocol))
   assert protocol['ignored'] == ["rows of the query's own sequence"]
   assert protocol['num_categories'] == 3
   assert protocol['relevance'] == 'a grade above 0'
-  np.testing.assert_array_equal(found.grades, experiment.evaluate._grades)
+  np.testing.assert_array_equal(found.grades, experiment.evaluator._grades)
 
 
 @pytest.mark.parametrize(
@@ -132,3 +132,101 @@ def test_what_the_data_do_not_know(tiny_dataset, make_config, keys, words):
 def test_refused_values(make_config, key, value):
   with pytest.raises(InputError, match=f'eval.{key} is'):
     config_checks.validate(make_config(**{f'eval__{key}': value}), 4)
+
+
+def test_post_processing_ignores_too(known, make_config):
+  options = {'eval__k_reciprocal__k1': 5}
+  config = make_config(
+    eval__ignore=('sequence', 'domain'),
+    eval__postprocessing=('k_reciprocal',),
+    eval__list_length=20,
+    eval__same_category_grade=0.5,
+    **options,
+  )
+  config_checks.validate_dataset(config, known)
+  x = np.random.default_rng(0).normal(size=(120, 6)).astype(np.float32)
+  evaluator = evaluation.Evaluator(config, None, known.class_categories)
+  found = _measure(evaluator, known, x, np.ones(120, bool))
+  without, with_it = evaluator.ablate(None, {'test': found}, known.train)[
+    'test'
+  ]
+  # The first precision is of the ranking that the metrics of the run are of.
+  assert without.result.metrics['precision_at_1'] == pytest.approx(
+    found.result.metrics['precision_at_1']
+  )
+  assert with_it.result.protocol['ignored'] == found.result.protocol['ignored']
+  # The re-ranking sees all rows; what is ignored is then taken out, by a loop.
+  rows = data.DATASETS['tiny']()
+  asked, searched = np.arange(80, 120), np.arange(80)
+  whole = neighbors.k_reciprocal_reranking(x[asked], x[searched], 80, k1=5)[1]
+  values = []
+  for i, ranking in zip(asked, whole, strict=True):
+    hits = []
+    for j in ranking:
+      hit = rows.labels[i] // 4 == rows.labels[j] // 4
+      if rows.sequence[i] == rows.sequence[j] >= 0:
+        continue
+      if hit and rows.domain[i] == rows.domain[j]:
+        continue
+      hits.append(hit)
+    precisions = [sum(hits[: k + 1]) / (k + 1) for k in range(20) if hits[k]]
+    values.append(sum(precisions) / min(sum(hits), 20))
+  assert with_it.result.metrics['mean_average_precision_at_20'] == (
+    pytest.approx(np.mean(values))
+  )
+
+
+def test_the_page_shows_nothing_that_is_ignored(known, make_config, tmp_path):
+  config = make_config(
+    eval__ignore=('sequence', 'domain'), eval__same_category_grade=0.5
+  )
+  x = np.random.default_rng(0).normal(size=(120, 6)).astype(np.float32)
+  found = _evaluate(config, known, x, np.ones(120, bool))
+  page = results._report_data(
+    str(tmp_path),
+    config,
+    known,
+    'test',
+    found,
+    results.Selection(1, (), None),
+    (),
+  )
+  rows = data.DATASETS['tiny']()
+  asked, searched = np.arange(80, 120), np.arange(80)
+  order = np.argsort(
+    -tiles.unit_rows(x[asked]) @ tiles.unit_rows(x[searched]).T
+  )
+  for i, ranking, shown, right in zip(
+    asked, order, page.neighbor_indices, page.right, strict=True
+  ):
+    judged = []
+    for j in ranking:
+      same = rows.labels[i] // 4 == rows.labels[j] // 4
+      if not (
+        rows.sequence[i] == rows.sequence[j] >= 0
+        or (same and rows.domain[i] == rows.domain[j])
+      ):
+        judged.append((j, same))
+    assert list(zip(shown, right, strict=True)) == judged[:10]
+  assert page.pairs is None
+  assert 'ignored rows' in page.pairs_note
+
+
+def test_lists_need_room_for_what_is_ignored(known, make_config):
+  config = make_config(
+    eval__ignore=('sequence',),
+    eval__postprocessing=('diffusion',),
+    eval__diffusion__truncation=30,
+    eval__list_length=25,
+  )
+  most = max(
+    np.sum(known.tests['test'].sequences[1] == own)
+    for own in known.tests['test'].sequences[0]
+    if own >= 0
+  )
+  with pytest.raises(
+    InputError,
+    match=f'eval.list_length with {most} rows that a query may ignore is '
+    f'{25 + most}; allowed is at most 30, the truncation',
+  ):
+    config_checks.validate_dataset(config, known)

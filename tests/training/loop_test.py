@@ -16,6 +16,7 @@ import retrieval_jax
 from retrieval_jax import data
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.training import checkpoint, evaluation, loop, reporting
+from retrieval_jax.training.experiment import make_experiment
 
 _CONFIGS = sorted(
   path.stem
@@ -242,11 +243,11 @@ def test_load_embeds_as_the_evaluation_did(make_config, tmp_path, tiny_dataset):
   np.testing.assert_allclose(
     model.embed(images, batch_size=2), embeddings, atol=1e-6
   )
-  experiment = loop.make_experiment(config)
+  experiment = make_experiment(config)
   variables = checkpoint.restore_variables(str(tmp_path))
   from retrieval_jax.training import state as state_lib
 
-  rows, readable = experiment.evaluate.embed(
+  rows, readable = experiment.evaluator.embed(
     state_lib.replicate(
       {
         'params': variables['params']['embedder'],

@@ -162,7 +162,7 @@ class NeighborSheetTest(parameterized.TestCase):
     queries = np.full((2, 30, 20, 1), 10, np.uint8)
     neighbors = np.full((2, 3, 30, 20, 1), 20, np.uint8)
     right = np.array([[True, False, True], [False, False, True]])
-    sheet = plots.neighbor_sheet(queries, neighbors, right)
+    sheet = plots.neighbor_sheet(queries, neighbors, right, right | True)
     # Enlarged twice: tiles of 60 x 40 in frames of 3, 4 apart, 8 more after
     # the query.
     self.assertEqual(sheet.shape, (2 * 70 + 4, 4 * 50 + 8 + 4, 3))
@@ -178,8 +178,16 @@ class NeighborSheetTest(parameterized.TestCase):
         np.testing.assert_array_equal(sheet[top + 3, left + 3], [20, 20, 20])
         np.testing.assert_array_equal(sheet[top, left + 46], [255, 255, 255])
 
+  def test_leaves_places_blank(self):
+    images = np.full((1, 3, 64, 64, 1), 20, np.uint8)
+    shown = np.array([[True, False, True]])
+    sheet = plots.neighbor_sheet(images[:, 0], images, shown, shown)
+    blank = sheet[:, 4 + 74 + 8 + 74 : 4 + 74 + 8 + 2 * 74 - 4]
+    self.assertTrue((blank == 255).all())
+    self.assertFalse((sheet[:, -40:] == 255).all())
+
   def test_shrinks_large_images(self):
     queries = np.zeros((1, 200, 400, 3), np.uint8)
     neighbors = np.zeros((1, 1, 200, 400, 3), np.uint8)
-    sheet = plots.neighbor_sheet(queries, neighbors, np.array([[True]]))
+    sheet = plots.neighbor_sheet(queries, neighbors, *np.ones((2, 1, 1), bool))
     self.assertEqual(sheet.shape, (48 + 6 + 4 + 4, 2 * (96 + 6 + 4) + 8 + 4, 3))

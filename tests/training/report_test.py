@@ -12,7 +12,13 @@ from absl.testing import parameterized
 
 from retrieval_jax import metrics
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.training import ablation, plots, report
+from retrieval_jax.training import (
+  ablation,
+  plots,
+  report,
+  report_data,
+  report_queries,
+)
 
 _SECTIONS = [
   'results',
@@ -65,7 +71,7 @@ class _Page(html.parser.HTMLParser):
 
 def _data(
   *, num_queries=40, gallery_size=60, num_classes=4, k=10, shape=(8, 8, 1)
-) -> report.ReportData:
+) -> report_data.ReportData:
   """A run on random embeddings around the centres of classes."""
   rng = np.random.default_rng(0)
   centers = rng.normal(size=(num_classes, 6))
@@ -94,7 +100,7 @@ def _data(
     )
     for step in range(1, 21)
   ]
-  return report.ReportData(
+  return report_data.ReportData(
     title='circle on digits',
     config={'loss': {'name': 'circle', 'margin': 0.4}, 'eval': {'ks': [1, 5]}},
     evaluation=types.SimpleNamespace(
@@ -196,6 +202,33 @@ class PageTest(parameterized.TestCase):
     ]
     np.testing.assert_array_equal(rows[:, 1:] == 'right', data.right[shown])
     self.assertEqual(set(data.query_labels[shown]), {0, 1, 2, 3})
+
+  def test_lists_that_end_show_fewer(self):
+    data = _data()
+    indices = data.neighbor_indices.copy()
+    indices[:, 7:] = -1
+    indices[3] = -1
+    data = dataclasses.replace(data, neighbor_indices=indices)
+    self.assertFalse(data.right[:, 7:].any())
+    page = _Page(report.render_report(data))
+    self.assertLen(page.images['neighbors'], 8 * 8)
+    for section in ('neighbors', 'confusions'):
+      self.assertFalse(
+        any(alt.startswith('query 3,') for alt in page.images[section])
+      )
+    self.assertEqual(
+      report_queries.gallery_image(data, num_queries=2, k=8).shape[0],
+      2 * 74 + 4,
+    )
+    wrong = np.sum(~data.right[:, 0]) - 1
+    self.assertIn(f'all {wrong}', page.text['map'])
+
+  def test_says_what_is_left_out(self):
+    data = _data()
+    told = ["rows of the query's own sequence", 'rows listed']
+    protocol = data.evaluation.protocol | {'ignored': told}
+    page = _Page(report.render_report(_evaluation(data, protocol=protocol)))
+    self.assertIn(', '.join(told), page.text['results'])
 
   def test_failures_come_lowest_first(self):
     data = _data()
@@ -356,7 +389,7 @@ class WholePageTest(parameterized.TestCase):
     self.assertEqual(page.sections, _SECTIONS)
     self.assertEmpty(page.open)
     self.assertNotEmpty(page.images['neighbors'])
-    report.gallery_image(data)
+    report_queries.gallery_image(data)
 
   @parameterized.named_parameters(
     ('queries', {'num_queries': 10_000, 'gallery_size': 200}, 'all 200'),
@@ -378,10 +411,10 @@ class WholePageTest(parameterized.TestCase):
 class GalleryImageTest(parameterized.TestCase):
   def test_has_a_row_for_each_query(self):
     data = _data(shape=(32, 32, 3))
-    sheet = report.gallery_image(data, num_queries=3, k=5)
+    sheet = report_queries.gallery_image(data, num_queries=3, k=5)
     self.assertEqual(sheet.dtype, np.uint8)
     self.assertEqual(sheet.shape, (3 * 74 + 4, 6 * 74 + 8 + 4, 3))
-    self.assertEqual(report.gallery_image(data).shape[0], 8 * 74 + 4)
+    self.assertEqual(report_queries.gallery_image(data).shape[0], 8 * 74 + 4)
 
 
 class WriteReportTest(parameterized.TestCase):
@@ -405,5 +438,5 @@ class WriteReportTest(parameterized.TestCase):
 
 class InstalledVersionsTest(parameterized.TestCase):
   def test_names_what_makes_a_run(self):
-    versions = report.installed_versions()
+    versions = report_data.installed_versions()
     self.assertContainsSubset({'python', 'jax', 'flax', 'numpy'}, versions)

@@ -25,7 +25,13 @@ from retrieval_jax.losses.mining.counting import (
 )
 from retrieval_jax.losses.mining.sampled import random_triplets
 from retrieval_jax.losses.mining.triplets import Bounds, Listed, Triplets
-from retrieval_jax.losses.terms import Reducer, Terms, reduce_row, row_term
+from retrieval_jax.losses.terms import (
+  Reducer,
+  Terms,
+  reduce_row,
+  row_means,
+  row_term,
+)
 
 # The matrix holds so many times what a few triplets ask for.
 _FEW = 16
@@ -102,7 +108,7 @@ def triplet_margin(
   """
   reducer = Reducer(reducer) if isinstance(reducer, str) else reducer
   d = jnp.where(positives | negatives, distances.astype(jnp.float32), 0.0)
-  d = -d if distance.inverted else d
+  d = _apart(distance, d)
   if not d.size:
     return {'loss': (jnp.sum(d, axis=1), jnp.zeros(d.shape[0]))}
   if triplets is None and triplets_per_anchor != 'all':
@@ -110,15 +116,15 @@ def triplet_margin(
       positives, negatives, row_keys, triplets_per_anchor
     )
   if isinstance(triplets, Listed):
-    if anchors is not None and _FEW * triplets.used.shape[1] <= d.shape[1]:
+    is_few = anchors is not None
+    is_few &= _FEW * triplets.used.shape[1] <= d.shape[1]
 
-      def measure(columns):
-        return _measure(distance, anchors, candidates, columns)
-
-    else:
-
-      def measure(columns):
+    def measure(columns):
+      if not is_few:
         return take(d, columns)
+      return _measure(
+        distance, lambda column: (anchors, candidates[column]), columns.T
+      )
 
     return _listed(
       measure,
@@ -151,9 +157,7 @@ def triplet_margin(
       reducer,
     )
   if reducer.name == 'per_anchor':
-    found = counts > 0
-    values = jnp.where(found, values / jnp.where(found, counts, 1.0), 0.0)
-    counts = found.astype(jnp.float32)
+    values, counts = row_means(values, counts)
   # A NaN is in no interval; it must not pass for a row without triplets.
   lost = jnp.isnan(jnp.sum(d, axis=1))
   values = jnp.where(lost, jnp.nan, values)
@@ -225,9 +229,8 @@ def _summed(
     far = d[:, None, :]
     if swap:
       others = candidates[columns.reshape(-1)]
-      between = distance.matrix(others, candidates)
-      between = between.reshape(*columns.shape, len(candidates))
-      far = jnp.minimum(far, -between if distance.inverted else between)
+      between = _apart(distance, distance.matrix(others, candidates))
+      far = jnp.minimum(far, between.reshape(*columns.shape, len(candidates)))
     gaps = take(d, columns)[:, :, None] - far + margin
     return reduce_row(_hinge(gaps, smooth_loss), used, inner)
 
@@ -236,15 +239,25 @@ def _summed(
   return sum_over_positives(add, positives, (negatives, arrays), operands)
 
 
-def _measure(distance, rows, candidates, columns):
-  """Returns [B, T], how far the rows are from the candidates of the columns."""
+def _measure(distance, pick, columns):
+  """Returns [B, T], how far two rows are apart.
+
+  Args:
+    distance: of them.
+    pick: a column [B] (or several) -> the two, [B, D] each.
+    columns: [T, B] int (or several).
+  """
 
   @jax.checkpoint
   def of(column):
-    return distance.paired(rows, candidates[column])
+    return distance.paired(*pick(column))
 
-  found = lax.map(of, columns.T).T
-  return -found if distance.inverted else found
+  return _apart(distance, lax.map(of, columns).T)
+
+
+def _apart(distance, values):
+  """Returns the distance that a similarity stands for; others are one."""
+  return -values if distance.inverted else values
 
 
 def _listed(
@@ -253,14 +266,12 @@ def _listed(
   """Returns the term of triplets that are listed."""
   far = measure(triplets.negatives)
   if swap:
-
-    @jax.checkpoint
-    def between(columns):
-      p, n = columns
-      return distance.paired(candidates[p], candidates[n])
-
-    found = lax.map(between, (triplets.positives.T, triplets.negatives.T)).T
-    far = jnp.minimum(far, -found if distance.inverted else found)
+    between = _measure(
+      distance,
+      lambda pair: (candidates[pair[0]], candidates[pair[1]]),
+      (triplets.positives.T, triplets.negatives.T),
+    )
+    far = jnp.minimum(far, between)
   gaps = measure(triplets.positives) - far + margin
   return row_term(_hinge(gaps, smooth_loss), triplets.used, reducer)
 

@@ -16,7 +16,16 @@ from retrieval_jax.metrics.protocols import (
   zero_shot,
 )
 
+# What a benchmark reports, by the name that a data set gives it.
+METRICS = {
+  'revisited': revisited.METRICS,
+  'google_landmarks': google_landmarks.METRICS,
+  'recognition': google_landmarks.RECOGNITION_METRICS,
+  'uned': uned.METRICS,
+}
+
 __all__ = [
+  'METRICS',
   'google_landmarks',
   'landmark_files',
   'revisited',

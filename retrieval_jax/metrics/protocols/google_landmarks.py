@@ -11,7 +11,7 @@ images that show one.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,13 @@ from retrieval_jax.metrics.ranks import Ranks
 from retrieval_jax.metrics.results import RetrievalResult
 
 METRICS = ('mean_average_precision_at_100',)
+RECOGNITION_METRICS = ('gap', 'top_1_accuracy')
+_DEFINITIONS = {
+  'gap': '(1 / M) sum over all predictions by descending score of P(i) rel(i), '
+  'M images that show a landmark; equal scores in the order of the ids',
+  'top_1_accuracy': 'share of the images with a landmark whose prediction is '
+  'right',
+}
 
 
 class Prediction(NamedTuple):
@@ -56,6 +63,31 @@ class RecognitionResult(NamedTuple):
   top1_accuracy: float
   num_landmark_images: int
   num_predictions: int
+
+  def as_retrieval_result(
+    self, right: np.ndarray, protocol: Mapping[str, Any]
+  ) -> RetrievalResult:
+    """Returns it in the form of all other evaluations.
+
+    Args:
+      right: [Q] float64, 1 or 0 for each test image, NaN of one that shows no
+        landmark.
+      protocol: what the predictions were found by.
+    """
+    return RetrievalResult(
+      metrics={'gap': self.gap, 'top_1_accuracy': self.top1_accuracy},
+      ranges={
+        'gap': (min(self.range[0], self.gap), max(self.range[1], self.gap))
+      },
+      protocol={
+        **protocol,
+        'num_queries': len(right),
+        'num_lone_queries': len(right) - self.num_landmark_images,
+        'definitions': _DEFINITIONS,
+        'warnings': [],
+      },
+      per_query={'top_1_accuracy': right},
+    )
 
 
 def retrieval(

@@ -13,7 +13,6 @@ import numpy as np
 
 from retrieval_jax.core import relations, tiles
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.metrics.ignored import Ignored
 from retrieval_jax.metrics.results import RetrievalResult
 from retrieval_jax.metrics.retrieval import evaluate_retrieval
 
@@ -61,8 +60,7 @@ def evaluate(
   Args:
     domains: by name.
     merged: whether all search in the indexes of all. These are then copied
-      into one array; and queries that are rows of it are excluded by their row,
-      for which whole rankings are sorted (see `retrieval_metrics`, `ignored`).
+      into one array; queries that are rows of it are excluded by their row.
     metrics: names, see `retrieval_metrics`.
     memory_budget_mb: see `retrieval_metrics`; the merged index not counted.
 
@@ -88,14 +86,14 @@ def evaluate(
       'domains is empty; allowed is at least one: pass {name: Domain(...)}'
     )
   parts = dict(domains)
-  ignored = dict.fromkeys(domains)
+  own_rows = dict.fromkeys(domains)
   if merged:
-    parts, ignored = _merge(domains)
+    parts, own_rows = _merge(domains)
   results = {
     name: evaluate_retrieval(
       *part,
       metrics=metrics,
-      ignored=ignored[name],
+      own_rows=own_rows[name],
       memory_budget_mb=memory_budget_mb,
     )
     for name, part in parts.items()
@@ -113,8 +111,8 @@ def evaluate(
 
 def _merge(
   domains: Mapping[str, Domain],
-) -> tuple[dict[str, Domain], dict[str, Ignored | None]]:
-  """Returns the domains with one index, and what their queries ignore of it."""
+) -> tuple[dict[str, Domain], dict[str, np.ndarray | None]]:
+  """Returns the domains with one index, and which of its rows queries are."""
   queries, galleries, indexes = {}, [], []
   first_label, width = 0, None
   for name, domain in domains.items():
@@ -143,10 +141,9 @@ def _merge(
     indexes.append(index_labels)
   starts = np.cumsum([0] + [len(index) for index in galleries])
   gallery, gallery_labels = np.concatenate(galleries), np.concatenate(indexes)
-  parts, ignored = {}, {}
+  parts, own_rows = {}, {}
   for start, (name, own) in zip(starts.tolist(), queries.items(), strict=False):
     parts[name] = Domain(*own, gallery, gallery_labels)
     is_index = domains[name].gallery_embeddings is None
-    rows = start + np.arange(len(own[1]))[:, None]
-    ignored[name] = Ignored(rows=rows) if is_index else None
-  return parts, ignored
+    own_rows[name] = start + np.arange(len(own[1])) if is_index else None
+  return parts, own_rows

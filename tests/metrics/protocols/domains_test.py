@@ -172,3 +172,53 @@ def test_zero_shot_refusals():
     zero_shot.evaluate('cub', x, labels, x, labels)
   with pytest.raises(InputError, match='in_shop got no gallery'):
     zero_shot.evaluate('in_shop', x, labels)
+
+
+def test_own_rows_are_as_ignored_rows():
+  random = np.random.default_rng(5)
+  x = random.normal(size=(90, 6)).astype(np.float32)
+  x[3] = x[70]  # A copy, which is no reason to drop it.
+  labels = random.integers(0, 9, 90)
+  picked = random.permutation(90)[:30]
+  names = ('precision_at_1', 'mean_average_precision', 'r_precision')
+  own_rows = np.where(np.arange(30) % 7 == 0, -1, picked)
+  found = metrics.evaluate_retrieval(
+    x[picked], labels[picked], x, labels, own_rows=own_rows, metrics=names
+  )
+  expected = metrics.evaluate_retrieval(
+    *(x[picked], labels[picked], x, labels),
+    ignored=metrics.Ignored(rows=own_rows[:, None]),
+    metrics=names,
+  )
+  for name in names:
+    np.testing.assert_allclose(
+      found.per_query[name], expected.per_query[name], atol=1e-12
+    )
+  assert found.protocol['self_excluded'] and 'ignored' not in found.protocol
+  # With label sets rankings are sorted, to the same end.
+  sets = np.stack([labels, np.full(90, -1)], axis=1)
+  sorted_ = metrics.evaluate_retrieval(
+    x[picked], sets[picked], x, sets, own_rows=own_rows, metrics=names
+  )
+  assert sorted_.metrics == pytest.approx(found.metrics, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+  'own_rows, words',
+  [
+    ([0, 4], 'own_rows has shape .2,.*4 integers'),
+    ([0.0, 1.0, 2.0, 3.0], 'dtype float64'),
+    ([0, 1, 2, 4], 'below 4'),
+    ([0, 1, 2, 0], 'query 3 has label 1 and is row 0 .* label 0'),
+  ],
+)
+def test_own_rows_that_cannot_be(own_rows, words):
+  x, labels = np.eye(4), np.array([0, 0, 1, 1])
+  with pytest.raises(InputError, match=words):
+    metrics.evaluate_retrieval(x, labels, x, labels, own_rows=own_rows)
+
+
+def test_own_rows_without_a_gallery():
+  x, labels = np.eye(4), np.array([0, 0, 1, 1])
+  with pytest.raises(InputError, match='own_rows is given without a gallery'):
+    metrics.evaluate_retrieval(x, labels, own_rows=labels)

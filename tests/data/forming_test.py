@@ -3,7 +3,8 @@ from absl.testing import absltest, parameterized
 
 from retrieval_jax import data
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.data import dataset
+from retrieval_jax.data import forming, shaping
+from retrieval_jax.data import roles as roles_lib
 from retrieval_jax.data.collection import NO_SPLIT, TEST, TRAIN, VALIDATION
 
 
@@ -28,9 +29,9 @@ def _shown(source):
 
 
 def _form(collection, *, roles=None, **options):
-  collection = dataset.resolve_roles(collection, **(roles or {}))
-  preprocessing = dataset.choose_preprocessing(collection)
-  return dataset.make_dataset(collection, preprocessing, **options)
+  collection = roles_lib.resolve_roles(collection, **(roles or {}))
+  preprocessing = shaping.choose_preprocessing(collection)
+  return forming.make_dataset(collection, preprocessing, **options)
 
 
 class RolesTest(parameterized.TestCase):
@@ -89,7 +90,7 @@ class RolesTest(parameterized.TestCase):
   def test_without_splits_some_classes_are_held_out(self):
     labels = np.repeat(np.arange(10), 3)
     with self.assertLogs('retrieval_jax', 'INFO') as logs:
-      collection = dataset.resolve_roles(_collection(labels))
+      collection = roles_lib.resolve_roles(_collection(labels))
     self.assertIn('class_disjoint', logs.output[0])
     held_out = set(labels[collection.split == TEST])
     self.assertLen(held_out, 5)
@@ -133,14 +134,14 @@ class RolesTest(parameterized.TestCase):
   )
   def test_bad_split_is_named(self, roles, message):
     with self.assertRaisesRegex(InputError, message):
-      dataset.resolve_roles(_collection([0, 0, 1, 1]), **roles)
+      roles_lib.resolve_roles(_collection([0, 0, 1, 1]), **roles)
 
   def test_unknown_domain_gets_the_nearest(self):
     collection = _collection(
       [0, 1], domain=np.array([0, 1], np.int32), domain_names=('serif', 'mono')
     )
     with self.assertRaisesRegex(InputError, "did you mean 'serif'"):
-      dataset.resolve_roles(
+      roles_lib.resolve_roles(
         collection, split='leave_one_domain_out', test_domain='serf'
       )
 
@@ -245,38 +246,6 @@ class DatasetTest(parameterized.TestCase):
     )
     with self.assertRaisesRegex(InputError, 'some queries of the test set'):
       _form(collection)
-
-
-class PreprocessingTest(parameterized.TestCase):
-  @parameterized.parameters(
-    ((28, 28, 1), {}, (28, 28, 1), 28, 28),
-    ((28, 28, 1), {'channels': 3}, (28, 28, 3), 28, 28),
-    ((30, 20, 3), {}, (30, 20, 3), 20, 45),
-    (None, {'image_size': 224}, (224, 224, 3), 224, 336),
-    (None, {'image_size': 224, 'resize_size': 256}, (224, 224, 3), 256, 336),
-    (
-      None,
-      {'image_size': 8, 'canvas_size': 10, 'channels': 1},
-      (8, 8, 1),
-      8,
-      10,
-    ),
-  )
-  def test_sizes(self, own, options, shape, resize, canvas):
-    collection = dataset.dataclasses.replace(_collection([0]), image_shape=own)
-    chosen = dataset.choose_preprocessing(collection, **options)
-    self.assertEqual(chosen.image_shape, shape)
-    self.assertEqual(chosen.resize_size, resize)
-    self.assertEqual(chosen.canvas_size, canvas)
-
-  @parameterized.parameters(
-    ({}, 'data.image_size is None'),
-    ({'image_size': 224, 'resize_size': 200}, 'data.resize_size is 200'),
-  )
-  def test_sizes_that_do_not_fit(self, options, message):
-    collection = dataset.dataclasses.replace(_collection([0]), image_shape=None)
-    with self.assertRaisesRegex(InputError, message):
-      dataset.choose_preprocessing(collection, **options)
 
 
 if __name__ == '__main__':

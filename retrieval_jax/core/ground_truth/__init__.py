@@ -1,0 +1,1 @@
+"""Official ground truth of benchmarks: files that data and metrics read."""
