@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.models.pretrained import sources, tensor_files
+from retrieval_jax.models.backbones.vit_variants import VIT_VARIANTS
+from retrieval_jax.models.pretrained import names_vit, sources, tensor_files
 from retrieval_jax.models.pretrained.conversion import (
   Conversion,
   Names,
@@ -58,9 +59,15 @@ class Family:
   normalization: Normalization
 
 
+# Of the vision transformers, by how their names begin.
+_VITS = {'vit': HALF, 'dinov2': IMAGENET, 'clip': CLIP, 'siglip': HALF}
+
 # By the name of the backbone, as in `models.BACKBONES`; one without a row takes
 # weights that `retrieval_jax.export_model` has written, and no others.
-FAMILIES: dict[str, Family] = {}
+FAMILIES: dict[str, Family] = {
+  name: Family(names_vit, _VITS[name.partition('_')[0]])
+  for name in VIT_VARIANTS
+}
 
 
 class Weights(NamedTuple):
