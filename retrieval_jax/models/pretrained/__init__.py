@@ -12,8 +12,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retrieval_jax.core.errors import InputError
+from retrieval_jax.models.backbones import (
+  convnext,
+  efficientnet,
+  mobilenet,
+  resnet,
+)
 from retrieval_jax.models.backbones.vit_variants import VIT_VARIANTS
-from retrieval_jax.models.pretrained import names_vit, sources, tensor_files
+from retrieval_jax.models.pretrained import (
+  names_convnext,
+  names_efficientnet,
+  names_mobilenet,
+  names_resnet,
+  names_vit,
+  sources,
+  tensor_files,
+)
 from retrieval_jax.models.pretrained.conversion import (
   Conversion,
   Names,
@@ -59,14 +73,32 @@ class Family:
   normalization: Normalization
 
 
-# Of the vision transformers, by how their names begin.
+# By how the name of a backbone begins; the first counts.
+_EFFICIENTNETS = {
+  'tf_efficientnet_lite': HALF,
+  'tf_efficientnetv2': HALF,
+  '': IMAGENET,
+}
 _VITS = {'vit': HALF, 'dinov2': IMAGENET, 'clip': CLIP, 'siglip': HALF}
+
+
+def _by_beginning(name, normalizations):
+  return next(v for k, v in normalizations.items() if name.startswith(k))
+
 
 # By the name of the backbone, as in `models.BACKBONES`; one without a row takes
 # weights that `retrieval_jax.export_model` has written, and no others.
 FAMILIES: dict[str, Family] = {
-  name: Family(names_vit, _VITS[name.partition('_')[0]])
-  for name in VIT_VARIANTS
+  **dict.fromkeys(resnet.VARIANTS, Family(names_resnet, IMAGENET)),
+  **dict.fromkeys(mobilenet.VARIANTS, Family(names_mobilenet, IMAGENET)),
+  **dict.fromkeys(convnext.VARIANTS, Family(names_convnext, IMAGENET)),
+  **{
+    name: Family(names_efficientnet, _by_beginning(name, _EFFICIENTNETS))
+    for name in efficientnet.VARIANTS
+  },
+  **{
+    name: Family(names_vit, _by_beginning(name, _VITS)) for name in VIT_VARIANTS
+  },
 }
 
 
