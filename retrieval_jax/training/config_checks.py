@@ -52,6 +52,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
       **config_lib.model_options(config),
     },
   )
+  _validate_measured_model(config)
   parts = losses.parse(config_lib.loss_options(config))
   _validate_parts(config, parts, num_devices)
   optim.check_names(config.optimizer.name, config.optimizer.schedule)
@@ -61,6 +62,35 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
   _validate_augmentation(config, parts, num_devices)
   # Stand-ins for the classes, which are not known without the data.
   _trace_loss(config, config_lib.Classes(2, np.ones(2, np.int64)))
+
+
+def _validate_measured_model(config: ml_collections.ConfigDict):
+  """Checks how the evaluation changes what the network pools."""
+  asked = config.eval
+  changed = config_lib.measured_model_options(config)
+  if asked.pooling is not None and asked.pooling not in models.POOLINGS:
+    raise unknown_name('eval.pooling', asked.pooling, models.POOLINGS)
+  pooling = models.pooling_name(config.model.name, changed)
+  if asked.gem_p is not None:
+    allowed = models.POOLINGS[pooling].options.get('p')
+    if allowed is None:
+      raise InputError(
+        f'eval.gem_p is {asked.gem_p}; allowed is None with the pooling '
+        f'{pooling!r}, which takes no power: leave it out'
+      )
+    if allowed.complaint(asked.gem_p) is not None:
+      raise InputError(
+        f'eval.gem_p is {asked.gem_p}; allowed is {allowed.allowed()}'
+      )
+  try:
+    models.check_model(config.model.name, changed)
+  except InputError as error:  # It speaks of what is measured as `model`.
+    raise InputError(f'eval.pooling is {asked.pooling!r}: {error}') from None
+  if asked.scale_pooling == 'max' and len(asked.scales) == 1:
+    raise InputError(
+      "eval.scale_pooling is 'max' with one scale; allowed is 'mean', or "
+      'several eval.scales, such as (0.7071, 1.0, 1.4142)'
+    )
 
 
 def _trace_loss(
@@ -169,12 +199,14 @@ def _validate_gradient_cache(
       f'gradient_cache.chunk_size is {chunk}; allowed is a divisor of '
       f'data.batch_size {batch} and a multiple of the {num_devices} devices'
     )
-  if config.model.get('normalization') == 'batch':
+  found = models.batch_norms(
+    config.model.name, config_lib.model_options(config)
+  )
+  if found:
     raise InputError(
-      f'gradient_cache.chunk_size is {chunk} with '
-      "model.normalization='batch', whose statistics of a chunk are not those "
-      'of the batch, so that the gradient would be another; allowed is None: '
-      'set --config.model.normalization=none'
+      f'gradient_cache.chunk_size is {chunk} with the BatchNorm of {found[0]}, '
+      'whose statistics of a chunk are not those of the batch, so that the '
+      'gradient would be another; allowed is None: leave it out'
     )
 
 
@@ -265,6 +297,7 @@ def validate_evaluation(
     dataset: whose sets are measured.
     num_train: images that post-processing may be fitted on.
   """
+  models.check_images(config.model.name, dataset.image_shape)
   channels = dataset.image_shape[-1]
   for key in ('mean', 'std'):
     if len(config.data[key]) not in (1, channels):

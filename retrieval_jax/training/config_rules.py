@@ -31,12 +31,17 @@ def _optional(rule: Rule) -> Rule:
   return Rule(f'{rule.allowed}, or None', lambda v: v is None or rule.holds(v))
 
 
+def _one_of(*words: str) -> Rule:
+  return Rule(' or '.join(map(repr, words)), lambda v: v in words)
+
+
 _COUNT = Rule('an integer of at least 1', lambda v: _is_int(v) and v >= 1)
 _NATURAL = Rule('an integer of at least 0', lambda v: _is_int(v) and v >= 0)
 _POSITIVE = Rule('a finite number above 0', lambda v: _is_real(v) and v > 0)
 _NONNEGATIVE = Rule(
   'a finite number of at least 0', lambda v: _is_real(v) and v >= 0
 )
+_REAL = Rule('a finite number', _is_real)
 _TEXT = Rule('a string', lambda v: isinstance(v, str))
 _FLAG = Rule('True or False', lambda v: isinstance(v, bool))
 _SHARE = Rule('a number in [0, 1]', lambda v: _is_real(v) and 0 <= v <= 1)
@@ -159,6 +164,9 @@ RULES = {
       and all(_is_real(scale) and scale > 0 for scale in v)
     ),
   ),
+  'eval.scale_pooling': _one_of('mean', 'max'),
+  'eval.pooling': _optional(_TEXT),
+  'eval.gem_p': _optional(_REAL),
   'eval.projector_images': _NATURAL,
   'eval.memory_budget_mb': _POSITIVE,
   'eval.postprocessing': Rule(

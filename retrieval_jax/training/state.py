@@ -53,9 +53,17 @@ def class_sharding(objective: losses.Objective) -> ClassSharding | None:
 
 
 class Networks(NamedTuple):
-  """The modules of a run: images -> embeddings -> (with proxies) cosines."""
+  """The modules of a run: images -> embeddings -> (with proxies) cosines.
 
-  embedder: nn.Module
+  Attributes:
+    embedder: that is trained.
+    measured_embedder: the same with the pooling of the evaluation, for the
+      same parameters.
+    head: of the proxies, or None.
+  """
+
+  embedder: models.Embedder
+  measured_embedder: models.Embedder
   head: nn.Module | None
 
 
@@ -65,11 +73,17 @@ def build_networks(
   axis_name: str | None = AXIS,
 ) -> Networks:
   """Returns the modules that the config names."""
-  embedder = models.build_embedder(
-    config.model.name,
-    config.model.embedding_dim,
-    axis_name=axis_name,
-    **config_lib.model_options(config),
+  embedder, measured_embedder = (
+    models.build_embedder(
+      config.model.name,
+      config.model.embedding_dim,
+      axis_name=axis_name,
+      **options,
+    )
+    for options in (
+      config_lib.model_options(config),
+      config_lib.measured_model_options(config),
+    )
   )
   head = None
   if objective.centers:
@@ -78,7 +92,7 @@ def build_networks(
       embedding_dim=config.model.embedding_dim,
       sub_centers=objective.centers,
     )
-  return Networks(embedder, head)
+  return Networks(embedder, measured_embedder, head)
 
 
 def create_state(

@@ -34,10 +34,13 @@ class Views(NamedTuple):
   Attributes:
     flip: whether also from left to right.
     scales: of height and width; 1.0 is the image as it is.
+    scale_pooling: 'mean', or 'max' to take the largest of the pooled features
+      of all scales, each of unit length, before the neck.
   """
 
   flip: bool = False
   scales: tuple[float, ...] = (1.0,)
+  scale_pooling: str = 'mean'
 
 
 class Task(NamedTuple):
@@ -85,7 +88,11 @@ def make_task(
     seed=config.seed,
     image_shape=tuple(image_shape),
     augmentation=config_lib.augmentation(config),
-    views=Views(bool(config.eval.flip), tuple(config.eval.scales)),
+    views=Views(
+      bool(config.eval.flip),
+      tuple(config.eval.scales),
+      config.eval.get('scale_pooling', 'mean'),
+    ),
     chunk_size=None if chunk_size is None else chunk_size // devices,
   )
 
@@ -324,7 +331,9 @@ def embed_step(
   """Embeds images, the same way in training, evaluation and use.
 
   With several views (`eval.flip`, `eval.scales`) the embedding is the
-  normalised sum of theirs.
+  normalised sum of theirs; with `eval.scale_pooling='max'` that of the views
+  and their mirror images, the pooled features of the scales maximised over
+  (Scale GeM of infinite power: Shao et al., ICCV 2023, section 3.2).
 
   Args:
     variables: {'params': of the embedder, 'batch_stats'}.
@@ -336,13 +345,26 @@ def embed_step(
     [G, D] float32, unit rows, of all devices in order.
   """
   x = transforms.to_model_input(images, task.mean, task.std)
-  embeddings = sum(
-    arrays.normalize(task.networks.embedder.apply(variables, view, train=False))
-    for view in _views(x, task.views)
+  network = functools.partial(
+    task.networks.measured_embedder.apply, variables, train=False
   )
+  if task.views.scale_pooling == 'max':
+    seen = [x, x[:, :, ::-1]] if task.views.flip else [x]
+    found = [_max_over_scales(network, view, task.views) for view in seen]
+  else:
+    found = map(network, _views(x, task.views))
+  embeddings = sum(map(arrays.normalize, found))
   if task.views != Views():
     embeddings = arrays.normalize(embeddings)
   return collectives.all_gather_rows(embeddings, axis_name)
+
+
+def _max_over_scales(network, images, views):
+  pooled = (
+    arrays.normalize(network(view, method='pool'))
+    for view in _views(images, views._replace(flip=False))
+  )
+  return network(functools.reduce(jnp.maximum, pooled), method='project')
 
 
 def _views(images: jax.Array, views: Views) -> Iterator[jax.Array]:
@@ -369,6 +391,20 @@ def check_views(task: Task) -> None:
 
   shapes = jax.eval_shape(variables)
   image = jax.ShapeDtypeStruct((1, *task.image_shape), jnp.uint8)
+  try:
+    jax.eval_shape(
+      functools.partial(
+        embed_step, task=task._replace(views=Views()), axis_name=None
+      ),
+      shapes,
+      image,
+    )
+  except flax.errors.FlaxError as error:
+    raise InputError(
+      'eval.pooling has other parameters or another number of features than '
+      'model.pooling, which was trained; allowed is None, or a pooling that '
+      'differs in options or without parameters: leave it out'
+    ) from error
   for scale in task.views.scales:
     one = task._replace(views=Views(scales=(scale,)))
     try:
