@@ -188,6 +188,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   # Share of the classes that are no class of the batch, of a sharded head: 1
   # compares with all of them.
   head.sample_rate = 1.0
+  # How the proxies start: 'normal', or 'class_mean', the mean embedding of so
+  # many images of each class.
+  head.init = 'normal'
+  head.init_images = 10
 
   # Rows of past batches that pair losses compare with too; 0: none.
   config.memory = memory = ml_collections.ConfigDict()
@@ -210,6 +214,20 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   # Of the global norm of the gradient; None: no clipping.
   optimizer.clip_norm = config_dict.placeholder(float)
   optimizer.head_learning_rate_multiplier = 1.0
+  optimizer.backbone_learning_rate_multiplier = 1.0
+  # The learning rate of each layer of the backbone is that of the layer after
+  # it times this.
+  optimizer.layer_decay = 1.0
+  # What stays as it is: regular expressions of whole paths, as the log has them
+  # at the start, such as ('backbone/conv_0/.*', 'backbone/conv_1/.*').
+  optimizer.frozen = ()
+  # The backbone trains from this step on, with a warm-up of its own.
+  optimizer.head_only_steps = 0
+  # An update is made from the mean gradient of so many steps.
+  optimizer.accumulate_steps = 1
+  # Of the moving average of the weights, such as 0.9999, which then is what is
+  # measured and used; None: no average.
+  optimizer.ema_decay = config_dict.placeholder(float)
 
   config.eval = evaluation = ml_collections.ConfigDict()
   evaluation.metrics = (

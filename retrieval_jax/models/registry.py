@@ -29,6 +29,14 @@ from retrieval_jax.models.necks import NECKS, Neck
 
 DTYPES = ('float32', 'bfloat16')
 
+# How the layers of a backbone are called, first to last: what sees the image,
+# the blocks by their numbers, and the rest.
+LAYERS = (
+  r'(?:stem|patch_embed|positions|class_token|registers|norm_pre).*',
+  r'(?:stage|block|conv|norm)_(\d+)(?:_block_(\d+))?(?:[_/].*)?',
+  r'.*',
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
@@ -45,6 +53,8 @@ class Backbone:
     channels: of an image; None: any number.
     has_batch_norm: whether BatchNorm is in it, a function of its options;
       `frozen_batch_norm` is seen to apart.
+    layers: regular expressions of the paths of its parameters, first layer to
+      last; see `training.parameter_groups.learning_rates`.
   """
 
   module: Callable[..., nn.Module]
@@ -56,6 +66,7 @@ class Backbone:
   min_size: int = 32
   channels: int | None = 3
   has_batch_norm: Callable[[Mapping[str, Any]], bool] = lambda options: False
+  layers: tuple[str, ...] = LAYERS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,6 +56,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
   parts = losses.parse(config_lib.loss_options(config))
   _validate_parts(config, parts, num_devices)
   optim.check_names(config.optimizer.name, config.optimizer.schedule)
+  _validate_phases(config)
   metrics.check_metrics(config.eval.metrics)
   config_lib.postprocessing(config)
   _validate_batch(config, parts, num_devices)
@@ -90,6 +91,26 @@ def _validate_measured_model(config: ml_collections.ConfigDict):
     raise InputError(
       "eval.scale_pooling is 'max' with one scale; allowed is 'mean', or "
       'several eval.scales, such as (0.7071, 1.0, 1.4142)'
+    )
+
+
+def _validate_phases(config: ml_collections.ConfigDict):
+  """Checks the steps that are counted in updates."""
+  every, delay = (
+    config.optimizer.accumulate_steps,
+    config.optimizer.head_only_steps,
+  )
+  if delay % every:
+    raise InputError(
+      f'optimizer.head_only_steps is {delay}; allowed is a multiple of '
+      f'optimizer.accumulate_steps, {every}: set '
+      f'--config.optimizer.head_only_steps={delay - delay % every}'
+    )
+  steps = config.num_train_steps
+  if steps is not None and steps < every:
+    raise InputError(
+      f'optimizer.accumulate_steps is {every}; allowed is at most '
+      f'num_train_steps, {steps}, or nothing is learnt'
     )
 
 
@@ -159,6 +180,11 @@ def _validate_parts(
         f'weight_regularizer, {part.weight_regularizer.name!r}, which compares '
         'all proxies; allowed is None: leave one of them out'
       )
+  if config.head.init == 'class_mean' and 'proxy' not in kinds:
+    raise InputError(
+      "head.init is 'class_mean'; allowed is 'normal' without a loss against "
+      'proxies: set --config.head.init=normal'
+    )
   if config.head.sharded and 'proxy' not in kinds:
     raise InputError(
       'head.sharded is True; allowed is False without a loss against proxies: '

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +28,14 @@ def _is_real(value) -> bool:
   )
 
 
+def _is_pattern(value) -> bool:
+  try:
+    re.compile(value)
+  except (re.error, TypeError):
+    return False
+  return isinstance(value, str)
+
+
 def _optional(rule: Rule) -> Rule:
   return Rule(f'{rule.allowed}, or None', lambda v: v is None or rule.holds(v))
 
@@ -45,6 +54,7 @@ _REAL = Rule('a finite number', _is_real)
 _TEXT = Rule('a string', lambda v: isinstance(v, str))
 _FLAG = Rule('True or False', lambda v: isinstance(v, bool))
 _SHARE = Rule('a number in [0, 1]', lambda v: _is_real(v) and 0 <= v <= 1)
+_RATE = Rule('a number in (0, 1]', lambda v: _is_real(v) and 0 < v <= 1)
 _FRACTION = Rule('a number in (0, 1)', lambda v: _is_real(v) and 0 < v < 1)
 _PIXELS = Rule(
   'a tuple of 1 or 3 finite numbers, in units of the full pixel range',
@@ -120,9 +130,9 @@ RULES = {
   'loss.name': _TEXT,
   'miner.name': _optional(_TEXT),
   'head.sharded': _FLAG,
-  'head.sample_rate': Rule(
-    'a number in (0, 1]', lambda v: _is_real(v) and 0 < v <= 1
-  ),
+  'head.sample_rate': _RATE,
+  'head.init': _one_of('normal', 'class_mean'),
+  'head.init_images': _COUNT,
   'memory.size': _NATURAL,
   'memory.warmup_steps': _NATURAL,
   'gradient_cache.chunk_size': _optional(_COUNT),
@@ -133,6 +143,19 @@ RULES = {
   'optimizer.weight_decay': _NONNEGATIVE,
   'optimizer.clip_norm': _optional(_POSITIVE),
   'optimizer.head_learning_rate_multiplier': _POSITIVE,
+  'optimizer.backbone_learning_rate_multiplier': _POSITIVE,
+  'optimizer.layer_decay': _RATE,
+  'optimizer.frozen': Rule(
+    'a tuple of regular expressions of paths of parameters, or ()',
+    lambda v: (
+      isinstance(v, Sequence)
+      and not isinstance(v, str)
+      and all(map(_is_pattern, v))
+    ),
+  ),
+  'optimizer.head_only_steps': _NATURAL,
+  'optimizer.accumulate_steps': _COUNT,
+  'optimizer.ema_decay': _optional(_FRACTION),
   'eval.metrics': Rule(
     'a tuple of names',
     lambda v: (

@@ -18,6 +18,8 @@ from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import (
   distributed,
   doctor,
+  parameter_groups,
+  proxy_init,
   report_queries,
   reporting,
   results,
@@ -70,25 +72,46 @@ def train_and_evaluate(
       if first_step == 0 and is_lead:
         reporter.hyperparameters(config.to_dict())
         reporting.log_parameters(state.params)
-      p_train_step = jax.pmap(
-        functools.partial(
-          steps.train_step,
-          task=experiment.task,
-          optimizer=experiment.optimizer,
-          schedule=experiment.schedule,
-        ),
-        axis_name=state_lib.AXIS,
-        donate_argnums=(0,),
-      )
+        _log.info(
+          '%s', parameter_groups.describe(state.params, config.optimizer)
+        )
       return _train(
         experiment,
         workdir,
         checkpoints,
         reporter,
-        p_train_step,
+        _compiled_step(experiment),
         experiment.replicate(state),
         first_step,
       )
+
+
+def _compiled_step(experiment: Experiment) -> Callable:
+  """Returns (step, state, batch) -> (state, scalars), on the devices.
+
+  What trains the head alone is another program, which does not differentiate
+  the backbone.
+  """
+  programs = {
+    head_only: jax.pmap(
+      functools.partial(
+        steps.train_step,
+        task=experiment.task,
+        optimizer=experiment.optimizer,
+        schedule=experiment.schedule,
+        head_only=head_only,
+      ),
+      axis_name=state_lib.AXIS,
+      donate_argnums=(0,),
+    )
+    for head_only in (False, True)
+  }
+
+  def train_step(step, replicated_state, batch):
+    head_only = step < experiment.config.optimizer.head_only_steps
+    return programs[head_only](replicated_state, batch)
+
+  return train_step
 
 
 def _diagnosed(
@@ -170,7 +193,7 @@ def _measure(
   curves: bool = False,
 ) -> dict[str, evaluation_lib.Evaluation]:
   """Measures a state on some sets, by their names."""
-  variables = evaluation_lib.variables_of(replicated_state)
+  variables = replicated_state.measured()
   return experiment.evaluator.measure(variables, groups, curves=curves)
 
 
@@ -190,7 +213,7 @@ def _ablate(
     experiment, replicated_state, experiment.dataset.validations
   )
   return experiment.evaluator.ablate(
-    evaluation_lib.variables_of(replicated_state),
+    replicated_state.measured(),
     {**validations, **found},
     experiment.dataset.train,
   )
@@ -236,11 +259,21 @@ def _first_state(
       variables['batch_stats']
     ):
       state = state.replace(batch_stats=variables['batch_stats'])
+    if state.averages:
+      averages = {
+        'params': state.params['embedder'],
+        'batch_stats': state.batch_stats,
+      }
+      state = state.replace(averages=averages)
     _log.info(
       'from %s: took %s; fresh: %s',
       source,
       ', '.join(taken),
       ', '.join(fresh) or 'none',
+    )
+  if latest is None and experiment.config.head.init == 'class_mean':
+    state = proxy_init.with_class_means(
+      state, experiment.config, experiment.task, experiment.dataset.train
     )
   return state
 
@@ -268,8 +301,8 @@ def _train(
     while step < num_steps:
       with window.waiting():
         batch = next(batches)
+      replicated_state, scalars = p_train_step(step, replicated_state, batch)
       step += 1
-      replicated_state, scalars = p_train_step(replicated_state, batch)
       window.add(step, scalars)
       is_last = step == num_steps
       log_now = is_last or step % config.log_every_steps == 0

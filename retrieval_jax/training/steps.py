@@ -20,7 +20,7 @@ from retrieval_jax.core.errors import InputError
 from retrieval_jax.data import augmentation as augmentation_lib
 from retrieval_jax.data import transforms
 from retrieval_jax.training import config as config_lib
-from retrieval_jax.training import sharding
+from retrieval_jax.training import parameter_groups, sharding
 from retrieval_jax.training import state as state_lib
 from retrieval_jax.training.config import Classes
 from retrieval_jax.training.state import Networks, TrainState
@@ -57,6 +57,9 @@ class Task(NamedTuple):
     views: how an image is seen when it is embedded.
     chunk_size: rows that a device embeds at a time in a training step; None:
       all of them at once.
+    frozen: regular expressions of the parameters that do not train.
+    accumulate_steps: steps to an update.
+    ema_decay: of the moving averages of the embedder; None: there are none.
   """
 
   networks: Networks
@@ -68,6 +71,9 @@ class Task(NamedTuple):
   augmentation: augmentation_lib.Augmentation
   views: Views
   chunk_size: int | None = None
+  frozen: tuple[str, ...] = ()
+  accumulate_steps: int = 1
+  ema_decay: float | None = None
 
 
 def make_task(
@@ -94,6 +100,9 @@ def make_task(
       config.eval.get('scale_pooling', 'mean'),
     ),
     chunk_size=None if chunk_size is None else chunk_size // devices,
+    frozen=tuple(config.optimizer.get('frozen', ())),
+    accumulate_steps=config.optimizer.get('accumulate_steps', 1),
+    ema_decay=config.optimizer.get('ema_decay'),
   )
 
 
@@ -105,6 +114,7 @@ def train_step(
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
   axis_name: str | None = state_lib.AXIS,
+  head_only: bool = False,
 ) -> tuple[TrainState, Scalars]:
   """Does one step of training.
 
@@ -117,6 +127,8 @@ def train_step(
     optimizer: turns gradients into updates.
     schedule: step -> learning rate, to be reported.
     axis_name: of the devices, or None.
+    head_only: whether the backbone has no gradient, which is not computed
+      then; the optimizer leaves it alone in the same steps.
 
   Returns:
     (the next state, float32 scalars of the global batch): the loss, each of its
@@ -130,7 +142,12 @@ def train_step(
   if axis_name is not None:
     dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(axis_name))
 
+  frozen = task.frozen
+  if head_only:
+    frozen = (*frozen, parameter_groups.BACKBONE)
+
   def loss_fn(params):
+    params = parameter_groups.freeze(params, frozen)
     embeddings, batch_stats = embed_for_training(
       params['embedder'], state.batch_stats, images, dropout_key, task
     )
@@ -160,13 +177,20 @@ def train_step(
     'gradient_norm': sharding.global_norm(gradients, shard_axis),
     'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
   }
+  params = optax.apply_updates(state.params, updates)
   next_state = TrainState(
     step=state.step + 1,
     diverged=state.diverged,
-    params=optax.apply_updates(state.params, updates),
+    params=params,
     batch_stats=batch_stats,
     loss_state=loss_state,
     opt_state=opt_state,
+    averages=moving_averages(
+      state.averages,
+      {'params': params['embedder'], 'batch_stats': batch_stats},
+      state.step,
+      task,
+    ),
   )
   # From the first step on that is not finite, the state stays as it was before
   # it, for `doctor.diagnose` to look at.
@@ -176,6 +200,36 @@ def train_step(
     lambda new, old: jnp.where(healthy, new, old), next_state, state
   )
   return state.replace(diverged=~healthy), scalars
+
+
+def moving_averages(
+  averages: Any, variables: Any, step: jax.Array, task: Task
+) -> Any:
+  """Returns the moving averages after a step.
+
+  a <- d a + (1 - d) w after an update of the weights w, with
+  d = min(`ema_decay`, (1 + u) / (10 + u)) at update u = 0, 1, ..., so that the
+  first weights, which are random, are soon forgotten.
+
+  Args:
+    averages: before the step, {} if none are kept.
+    variables: after the step, with the structure of the averages.
+    step: the number of steps done before it.
+    task: what is trained.
+
+  References:
+    Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging,
+    SIAM J. Control and Optimization 1992; the bound on d is that of
+    TensorFlow's ExponentialMovingAverage.
+  """
+  if not averages:
+    return averages
+  every = task.accumulate_steps
+  update = step // every
+  decay = jnp.minimum(task.ema_decay, (1 + update) / (10 + update))
+  updated = step % every == every - 1
+  share = jnp.where(updated, 1 - decay, 0.0)
+  return jax.tree.map(lambda a, w: a + share * (w - a), averages, variables)
 
 
 def embed_for_training(

@@ -108,8 +108,26 @@ def test_tensorboard_holds_scalars_image_and_hyperparameters(
   assert '_hparams_/session_start_info' in str(events.Tags())
 
 
-def test_continued_equals_uninterrupted(make_config, tmp_path, monkeypatch):
-  config = make_config('arcface', data__classes_per_batch=8)
+_PHASES = {
+  'optimizer__accumulate_steps': 2,
+  'optimizer__head_only_steps': 2,
+  'optimizer__ema_decay': 0.9,
+  'optimizer__frozen': ('backbone/conv_0/.*',),
+  'head__init': 'class_mean',
+}
+
+
+@pytest.mark.parametrize('options', [{}, _PHASES])
+def test_continued_equals_uninterrupted(
+  make_config, tmp_path, monkeypatch, options
+):
+  # Cut off between two updates, if several steps make one.
+  config = make_config(
+    'arcface',
+    data__classes_per_batch=8,
+    checkpoint_every_steps=3 if options else 2,
+    **options,
+  )
   loop.train_and_evaluate(config, str(tmp_path / 'whole'))
 
   def crash():
@@ -123,6 +141,16 @@ def test_continued_equals_uninterrupted(make_config, tmp_path, monkeypatch):
     assert checkpoints.latest_step() < 6
   loop.train_and_evaluate(config, str(tmp_path / 'cut'))
   _assert_same_run(tmp_path / 'whole', tmp_path / 'cut')
+  if options:
+    with checkpoint.Checkpoints(str(tmp_path / 'cut')) as checkpoints:
+      state = checkpoints.restore(loop.make_experiment(config).initial_state())
+    measured = checkpoint.restore_params(str(tmp_path / 'cut'))['embedder']
+    jax.tree.map(
+      np.testing.assert_array_equal, measured, state.averages['params']
+    )
+    trained = state.params['embedder']
+    change = measured['projection']['kernel'] - trained['projection']['kernel']
+    assert np.abs(change).max() > 0
   steps = [row['step'] for row in reporting.read_history(str(tmp_path / 'cut'))]
   whole = reporting.read_history(str(tmp_path / 'whole'))
   assert steps == [row['step'] for row in whole]
