@@ -1,9 +1,9 @@
 """The networks there are, what their options may be, and how to build one.
 
 To add a backbone: write its module with a call (images, train) -> `Features`,
-add its row here, and a row to the case table of
-`tests/models/embedder_test.py`. A pooling likewise, with a call
-(features, train) -> [B, F].
+and add its row here. A pooling likewise, with a call (features, train) -> [B,
+F]. What goes together is a row of the case table of
+`tests/models/embedder_test.py`.
 """
 
 import dataclasses

@@ -57,7 +57,13 @@ def test_layers_decay_from_the_last_to_the_first(layers):
   assert rates['head']['proxies'] == 8.0
 
 
-@pytest.mark.parametrize('name', models.BACKBONES)
+@pytest.mark.parametrize(
+  'name',
+  [
+    name if name == 'convnet' else pytest.param(name, marks=pytest.mark.slow)
+    for name in models.BACKBONES
+  ],
+)
 def test_every_backbone_has_several_layers(name):
   row = models.BACKBONES[name]
   size = max(row.min_size, row.stride)
