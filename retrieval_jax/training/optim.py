@@ -103,19 +103,19 @@ def make_optimizer(
     share = jnp.minimum(1.0, update * every / warmup)
     return share * rate_of_update(update + delay // every)
 
-  rule = functools.partial(_rule, config)
+  parts = _rule(config, rate_of_update)
   if frozen or delay:
-    optimizer = optax.partition(
-      {
-        'trained': rule(rate_of_update),
-        'backbone': start_after(delay // every, rule(delayed_rate)),
-        'frozen': optax.set_to_zero(),
-      },
-      functools.partial(_groups, frozen=frozen, delays=delay > 0),
-    )
-  else:
-    optimizer = rule(rate_of_update)
-  parts = [optimizer]
+    late = optax.chain(*_rule(config, delayed_rate))
+    parts = [
+      optax.partition(
+        {
+          'trained': optax.chain(*parts),
+          'backbone': start_after(delay // every, late),
+          'frozen': optax.set_to_zero(),
+        },
+        functools.partial(_groups, frozen=frozen, delays=delay > 0),
+      )
+    ]
   if config['clip_norm'] is not None:
     parts.insert(0, clip_by_global_norm(config['clip_norm'], shard_axis))
   factors = {
@@ -124,25 +124,22 @@ def make_optimizer(
     'head': config['head_learning_rate_multiplier'],
   }
   if set(factors.values()) != {1.0}:
-    parts.append(
-      _scale(
-        functools.partial(
-          parameter_groups.learning_rates, layers=layers, **factors
-        )
-      )
+    rates = functools.partial(
+      parameter_groups.learning_rates, layers=layers, **factors
     )
+    parts.append(_scale(rates))
   optimizer = optax.chain(*parts)
   return optimizer if every == 1 else accumulate(every, optimizer)
 
 
 def _rule(config, rate):
-  """Returns what turns the gradients of a group into its updates."""
+  """Returns the parts that turn the gradients of a group into its updates."""
   parts = [OPTIMIZERS[config['name']]()]
   if config['weight_decay']:
     parts.append(
       optax.add_decayed_weights(config['weight_decay'], mask=_has_matrix_rank)
     )
-  return optax.chain(*parts, optax.scale_by_learning_rate(rate))
+  return [*parts, optax.scale_by_learning_rate(rate)]
 
 
 def _scale(factors):
