@@ -103,12 +103,17 @@ BACKBONE_OPTIONS: dict[str, Hyperparameter] = {
   'last_stage_stride': Choice((1, 2)),
 }
 
+
+def _shared(*names: str) -> dict[str, Hyperparameter]:
+  return {name: BACKBONE_OPTIONS[name] for name in names}
+
+
 BACKBONES: dict[str, Backbone] = {
   'convnet': Backbone(
     conv_net.ConvNet,
     options={
       'normalization': Choice(conv_net.NORMALIZATIONS),
-      'frozen_batch_norm': BACKBONE_OPTIONS['frozen_batch_norm'],
+      **_shared('frozen_batch_norm'),
     },
     pooling='flatten',
     num_maps=3,
