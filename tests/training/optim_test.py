@@ -186,8 +186,13 @@ def test_the_backbone_starts_later_as_if_fresh():
   )
 
 
-def test_accumulated_gradients_are_those_of_the_large_batch():
-  config = _CONFIG | {'weight_decay': 0.1, 'clip_norm': 1.0}
+@pytest.mark.parametrize('name, clip_norm', [('adamw', 1.0), ('sgd', None)])
+def test_accumulated_gradients_are_those_of_the_large_batch(name, clip_norm):
+  config = _CONFIG | {
+    'name': name,
+    'weight_decay': 0.1,
+    'clip_norm': clip_norm,
+  }
   schedule = optim.make_schedule(config, 12)
   params, gradients = _deep_params(), _gradients(_deep_params(), 9)
   found = _run(
