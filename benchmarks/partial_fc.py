@@ -32,6 +32,11 @@ OPTIMIZER = {
   'weight_decay': 1e-4,
   'clip_norm': 1.0,
   'head_learning_rate_multiplier': 1.0,
+  'backbone_learning_rate_multiplier': 1.0,
+  'layer_decay': 1.0,
+  'frozen': (),
+  'head_only_steps': 0,
+  'accumulate_steps': 1,
 }
 
 

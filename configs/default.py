@@ -134,12 +134,41 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.model = model = ml_collections.ConfigDict()
   model.name = 'convnet'
   model.embedding_dim = 50
-  # Of the convolutions: 'none', or 'batch' for BatchNorm.
-  model.normalization = 'none'
-  # Of the last map: 'flatten' for images of one size, or 'average'.
-  model.pooling = 'flatten'
-  # Share of the features dropped in training.
+  # What a backbone takes of these, docs/models.md says; None: as it has it.
+  # Of the convolutions of 'convnet': 'none', or 'batch' for BatchNorm.
+  model.normalization = config_dict.placeholder(str)
+  # Whether BatchNorm keeps its statistics, and uses them in training too.
+  model.frozen_batch_norm = config_dict.placeholder(bool)
+  # Whether activations are computed again for the gradient, and not kept.
+  model.remat = config_dict.placeholder(bool)
+  # Share of the residual branches dropped in training, at the last block.
+  model.stochastic_depth = config_dict.placeholder(float)
+  # 1 doubles height and width of the last map.
+  model.last_stage_stride = config_dict.placeholder(int)
+  # One of retrieval_jax.models.POOLINGS; None: the one of the backbone,
+  # 'flatten' for 'convnet', which takes images of one size.
+  model.pooling = config_dict.placeholder(str)
+  # The options of each, for when it is chosen.
+  model.gem = ml_collections.ConfigDict({'p': 3.0, 'learn_p': True})
+  model.regional_gem = ml_collections.ConfigDict(
+    {'p': 3.0, 'learn_p': True, 'region_p': 2.5, 'region_size': 5}
+  )
+  model.rmac = ml_collections.ConfigDict({'levels': 3})
+  model.attention = ml_collections.ConfigDict({'num_heads': 8, 'mlp_ratio': 4})
+  model.dolg = ml_collections.ConfigDict(
+    {
+      'features': 1024,
+      'branch_features': 512,
+      'dilations': (6, 12, 18),
+      'true_projection': True,
+      'p': 3.0,
+      'learn_p': True,
+    }
+  )
+  # Share of the pooled features dropped in training.
   model.dropout = 0.0
+  # One of retrieval_jax.models.NECKS.
+  model.neck = 'dense'
   # What is computed in; parameters, embeddings and losses are float32.
   model.dtype = 'float32'
   # The workdir of a run to take the parameters of.
@@ -164,6 +193,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   # Share of the classes that are no class of the batch, of a sharded head: 1
   # compares with all of them.
   head.sample_rate = 1.0
+  # How the proxies start: 'normal', or 'class_mean', the mean embedding of so
+  # many images of each class.
+  head.init = 'normal'
+  head.init_images = 10
 
   # Rows of past batches that pair losses compare with too; 0: none.
   config.memory = memory = ml_collections.ConfigDict()
@@ -186,6 +219,20 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   # Of the global norm of the gradient; None: no clipping.
   optimizer.clip_norm = config_dict.placeholder(float)
   optimizer.head_learning_rate_multiplier = 1.0
+  optimizer.backbone_learning_rate_multiplier = 1.0
+  # The learning rate of each layer of the backbone is that of the layer after
+  # it times this.
+  optimizer.layer_decay = 1.0
+  # What stays as it is: regular expressions of whole paths, as the log has them
+  # at the start, such as ('backbone/conv_0/.*', 'backbone/conv_1/.*').
+  optimizer.frozen = ()
+  # The backbone trains from this step on, with a warm-up of its own.
+  optimizer.head_only_steps = 0
+  # An update is made from the mean gradient of so many steps.
+  optimizer.accumulate_steps = 1
+  # Of the moving average of the weights, such as 0.9999, which then is what is
+  # measured and used; None: no average.
+  optimizer.ema_decay = config_dict.placeholder(float)
 
   config.eval = evaluation = ml_collections.ConfigDict()
   evaluation.metrics = (
@@ -207,6 +254,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   # each scale (the network has to take images of any size).
   evaluation.flip = False
   evaluation.scales = (1.0,)
+  # How the scales become one: 'mean', of the embeddings, or 'max', of the
+  # pooled features (Scale GeM).
+  evaluation.scale_pooling = 'mean'
+  # What the measured network pools by, in place of model.pooling; it has to
+  # take the same parameters. And the power of its generalised mean.
+  evaluation.pooling = config_dict.placeholder(str)
+  evaluation.gem_p = config_dict.placeholder(float)
   # Of the gallery, that TensorBoard's projector shows; 0: none.
   evaluation.projector_images = 1000
   # Of the similarity blocks; results do not depend on it.

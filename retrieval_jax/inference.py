@@ -203,7 +203,7 @@ def _config_sha256(
 ) -> str:
   """Returns a hash of all that an embedding depends on beside the weights."""
   relevant = {
-    'model': config_lib.model_options(config)
+    'model': config_lib.measured_model_options(config)
     | {'embedding_dim': config.model.embedding_dim},
     'mean': list(config.data.mean),
     'std': list(config.data.std),
@@ -211,5 +211,7 @@ def _config_sha256(
     'scales': list(config.eval.scales),
     'preprocessing': preprocessing.to_dict(),
   }
+  if config.eval.get('scale_pooling', 'mean') != 'mean':
+    relevant['scale_pooling'] = config.eval.scale_pooling
   text = json.dumps(relevant, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()

@@ -23,6 +23,7 @@ FLOORS = {
   'training': 2,
   'training.evaluation': 3,
   'training.experiment': 3,
+  'training.proxy_init': 3,
   'training.report': 3,
   'training.results': 3,
   'training.steps': 3,

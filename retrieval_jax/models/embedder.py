@@ -1,41 +1,56 @@
-"""The embedder: a backbone and a projection."""
-
-from typing import Any
+"""The embedder: a backbone, a pooling and a neck."""
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
+
+from retrieval_jax.models.necks import Neck
 
 
 class Embedder(nn.Module):
-  """Embeds images: e = W f(x) + b, with f the backbone.
+  """Embeds images: e = neck(pooling(backbone(x))).
 
   Embeddings keep their length, which some losses read (MagFace, AdaFace, the
   regularizers); what compares them scales them to unit length.
 
+  The layers of the neck stand beside the backbone and the pooling in the tree
+  of parameters: `backbone`, `pooling` (of one that has parameters),
+  `projection`, `embedding_norm`, `prelu`.
+
   Attributes:
-    backbone: module of (images, train) -> features [B, F].
-    embedding_dim: D.
-    dtype: of the computation; parameters and embeddings are float32.
+    backbone: module of (images, train) -> `Features`.
+    pooling: module of (features, train) -> [B, F].
+    neck: module of ([B, F], train) -> [B, D] float32.
+    dropout: share of the pooled features that is dropped in training; needs
+      the random stream 'dropout'.
   """
 
   backbone: nn.Module
-  embedding_dim: int
-  dtype: Any = jnp.float32
+  pooling: nn.Module
+  neck: Neck
+  dropout: float = 0.0
 
-  @nn.compact
+  def setup(self):
+    """Makes what is not given; see flax."""
+    nn.share_scope(self, self.neck)
+    self.drop = nn.Dropout(self.dropout)
+
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     """Embeds a batch.
 
     Args:
       images: [B, H, W, channels] float32.
-      train: whether the backbone trains (BatchNorm, dropout).
+      train: whether the network trains (BatchNorm, dropout).
 
     Returns:
       [B, D] float32.
     """
-    features = self.backbone(images, train)
-    x = nn.Dense(self.embedding_dim, dtype=self.dtype, name='projection')(
-      features
-    )
-    return x.astype(jnp.float32)
+    return self.project(self.pool(images, train), train)
+
+  def pool(self, images: jax.Array, train: bool) -> jax.Array:
+    """Returns the pooled features [B, F] of a batch."""
+    pooled = self.pooling(self.backbone(images, train), train)
+    return self.drop(pooled, deterministic=not train)
+
+  def project(self, pooled: jax.Array, train: bool) -> jax.Array:
+    """Returns the embeddings [B, D] of pooled features."""
+    return self.neck(pooled, train)

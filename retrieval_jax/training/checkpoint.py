@@ -282,7 +282,10 @@ class Checkpoints:
     return restored
 
   def restore_params(self, step: int | None = None) -> Any:
-    """Returns {'params', 'batch_stats'} of a step as nested dictionaries."""
+    """Returns {'params', 'batch_stats'} of a step as nested dictionaries.
+
+    Of a run that keeps moving averages, the embedder is the averaged one.
+    """
     step = self.latest_step() if step is None else step
     if step is None or step not in self._manager.all_steps():
       raise InputError(
@@ -291,10 +294,11 @@ class Checkpoints:
         + f'; there are: {sorted(self._manager.all_steps()) or "none"}'
       )
     tree = self._read(step, ocp.args.StandardRestore())
-    return {
-      name: jax.tree.map(np.asarray, tree.get(name) or {})
-      for name in ('params', 'batch_stats')
-    }
+    found = {name: tree.get(name) or {} for name in ('params', 'batch_stats')}
+    if averages := tree.get('averages'):
+      found['params'] = {**found['params'], 'embedder': averages['params']}
+      found['batch_stats'] = averages.get('batch_stats') or {}
+    return jax.tree.map(np.asarray, found)
 
   def _read(self, step: int, args: Any) -> Any:
     try:

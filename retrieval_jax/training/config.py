@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from retrieval_jax import data, losses, metrics, neighbors
+from retrieval_jax import data, losses, metrics, models, neighbors
 from retrieval_jax.core import relations
 from retrieval_jax.core.errors import InputError, unknown_name
 
@@ -172,8 +172,27 @@ def options(section: Mapping, *without: str) -> dict[str, Any]:
 
 
 def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Returns what `models.build_embedder` takes besides the name."""
-  return options(config.model, 'embedding_dim', *_WEIGHTS_KEYS)
+  """Returns what `models.build_embedder` takes besides name and dimension.
+
+  None is what the network has by itself, which need not know the option.
+  """
+  found = options(config.model.to_dict(), 'embedding_dim', *_WEIGHTS_KEYS)
+  return {key: value for key, value in found.items() if value is not None}
+
+
+def measured_model_options(
+  config: ml_collections.ConfigDict,
+) -> dict[str, Any]:
+  """Returns `model_options` with what the evaluation pools otherwise."""
+  found = model_options(config)
+  pooling, power = config.eval.get('pooling'), config.eval.get('gem_p')
+  if pooling is not None:
+    found['pooling'] = pooling
+  if power is not None:
+    name = models.pooling_name(config.model.name, found)
+    fixed = {'p': power, 'learn_p': False}
+    found[name] = {**found.get(name, {}), **fixed}
+  return found
 
 
 def dataset_options(config: ml_collections.ConfigDict) -> dict[str, Any]:

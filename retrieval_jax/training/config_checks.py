@@ -53,9 +53,11 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     },
   )
   _validate_weights(config.model)
+  _validate_measured_model(config)
   parts = losses.parse(config_lib.loss_options(config))
   _validate_parts(config, parts, num_devices)
   optim.check_names(config.optimizer.name, config.optimizer.schedule)
+  _validate_phases(config)
   metrics.check_metrics(config.eval.metrics)
   config_lib.postprocessing(config)
   _validate_batch(config, parts, num_devices)
@@ -75,6 +77,55 @@ def _validate_weights(model: ml_collections.ConfigDict) -> None:
     raise InputError(
       'model.pretrained_sha256 is set without model.pretrained; allowed is '
       'None: name the weights too'
+    )
+
+
+def _validate_measured_model(config: ml_collections.ConfigDict):
+  """Checks how the evaluation changes what the network pools."""
+  asked = config.eval
+  changed = config_lib.measured_model_options(config)
+  if asked.pooling is not None and asked.pooling not in models.POOLINGS:
+    raise unknown_name('eval.pooling', asked.pooling, models.POOLINGS)
+  pooling = models.pooling_name(config.model.name, changed)
+  if asked.gem_p is not None:
+    allowed = models.POOLINGS[pooling].options.get('p')
+    if allowed is None:
+      raise InputError(
+        f'eval.gem_p is {asked.gem_p}; allowed is None with the pooling '
+        f'{pooling!r}, which takes no power: leave it out'
+      )
+    if allowed.complaint(asked.gem_p) is not None:
+      raise InputError(
+        f'eval.gem_p is {asked.gem_p}; allowed is {allowed.allowed()}'
+      )
+  try:
+    models.check_model(config.model.name, changed)
+  except InputError as error:  # It speaks of what is measured as `model`.
+    raise InputError(f'eval.pooling is {asked.pooling!r}: {error}') from None
+  if asked.scale_pooling == 'max' and len(asked.scales) == 1:
+    raise InputError(
+      "eval.scale_pooling is 'max' with one scale; allowed is 'mean', or "
+      'several eval.scales, such as (0.7071, 1.0, 1.4142)'
+    )
+
+
+def _validate_phases(config: ml_collections.ConfigDict):
+  """Checks the steps that are counted in updates."""
+  every, delay = (
+    config.optimizer.accumulate_steps,
+    config.optimizer.head_only_steps,
+  )
+  if delay % every:
+    raise InputError(
+      f'optimizer.head_only_steps is {delay}; allowed is a multiple of '
+      f'optimizer.accumulate_steps, {every}: set '
+      f'--config.optimizer.head_only_steps={delay - delay % every}'
+    )
+  steps = config.num_train_steps
+  if steps is not None and steps < every:
+    raise InputError(
+      f'optimizer.accumulate_steps is {every}; allowed is at most '
+      f'num_train_steps, {steps}, or nothing is learnt'
     )
 
 
@@ -144,6 +195,11 @@ def _validate_parts(
         f'weight_regularizer, {part.weight_regularizer.name!r}, which compares '
         'all proxies; allowed is None: leave one of them out'
       )
+  if config.head.init == 'class_mean' and 'proxy' not in kinds:
+    raise InputError(
+      "head.init is 'class_mean'; allowed is 'normal' without a loss against "
+      'proxies: set --config.head.init=normal'
+    )
   if config.head.sharded and 'proxy' not in kinds:
     raise InputError(
       'head.sharded is True; allowed is False without a loss against proxies: '
@@ -184,12 +240,14 @@ def _validate_gradient_cache(
       f'gradient_cache.chunk_size is {chunk}; allowed is a divisor of '
       f'data.batch_size {batch} and a multiple of the {num_devices} devices'
     )
-  if config.model.get('normalization') == 'batch':
+  found = models.batch_norms(
+    config.model.name, config_lib.model_options(config)
+  )
+  if found:
     raise InputError(
-      f'gradient_cache.chunk_size is {chunk} with '
-      "model.normalization='batch', whose statistics of a chunk are not those "
-      'of the batch, so that the gradient would be another; allowed is None: '
-      'set --config.model.normalization=none'
+      f'gradient_cache.chunk_size is {chunk} with the BatchNorm of {found[0]}, '
+      'whose statistics of a chunk are not those of the batch, so that the '
+      'gradient would be another; allowed is None: leave it out'
     )
 
 
@@ -280,6 +338,7 @@ def validate_evaluation(
     dataset: whose sets are measured.
     num_train: images that post-processing may be fitted on.
   """
+  models.check_images(config.model.name, dataset.image_shape)
   channels = dataset.image_shape[-1]
   for key in ('mean', 'std'):
     if len(config.data[key]) not in (1, channels):

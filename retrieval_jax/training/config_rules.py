@@ -28,8 +28,20 @@ def _is_real(value) -> bool:
   )
 
 
+def _is_pattern(value) -> bool:
+  try:
+    re.compile(value)
+  except (re.error, TypeError):
+    return False
+  return isinstance(value, str)
+
+
 def _optional(rule: Rule) -> Rule:
   return Rule(f'{rule.allowed}, or None', lambda v: v is None or rule.holds(v))
+
+
+def _one_of(*words: str) -> Rule:
+  return Rule(' or '.join(map(repr, words)), lambda v: v in words)
 
 
 _COUNT = Rule('an integer of at least 1', lambda v: _is_int(v) and v >= 1)
@@ -38,9 +50,11 @@ _POSITIVE = Rule('a finite number above 0', lambda v: _is_real(v) and v > 0)
 _NONNEGATIVE = Rule(
   'a finite number of at least 0', lambda v: _is_real(v) and v >= 0
 )
+_REAL = Rule('a finite number', _is_real)
 _TEXT = Rule('a string', lambda v: isinstance(v, str))
 _FLAG = Rule('True or False', lambda v: isinstance(v, bool))
 _SHARE = Rule('a number in [0, 1]', lambda v: _is_real(v) and 0 <= v <= 1)
+_RATE = Rule('a number in (0, 1]', lambda v: _is_real(v) and 0 < v <= 1)
 _FRACTION = Rule('a number in (0, 1)', lambda v: _is_real(v) and 0 < v < 1)
 _PIXELS = Rule(
   'a tuple of 1 or 3 finite numbers, in units of the full pixel range',
@@ -125,9 +139,9 @@ RULES = {
   'loss.name': _TEXT,
   'miner.name': _optional(_TEXT),
   'head.sharded': _FLAG,
-  'head.sample_rate': Rule(
-    'a number in (0, 1]', lambda v: _is_real(v) and 0 < v <= 1
-  ),
+  'head.sample_rate': _RATE,
+  'head.init': _one_of('normal', 'class_mean'),
+  'head.init_images': _COUNT,
   'memory.size': _NATURAL,
   'memory.warmup_steps': _NATURAL,
   'gradient_cache.chunk_size': _optional(_COUNT),
@@ -138,6 +152,19 @@ RULES = {
   'optimizer.weight_decay': _NONNEGATIVE,
   'optimizer.clip_norm': _optional(_POSITIVE),
   'optimizer.head_learning_rate_multiplier': _POSITIVE,
+  'optimizer.backbone_learning_rate_multiplier': _POSITIVE,
+  'optimizer.layer_decay': _RATE,
+  'optimizer.frozen': Rule(
+    'a tuple of regular expressions of paths of parameters, or ()',
+    lambda v: (
+      isinstance(v, Sequence)
+      and not isinstance(v, str)
+      and all(map(_is_pattern, v))
+    ),
+  ),
+  'optimizer.head_only_steps': _NATURAL,
+  'optimizer.accumulate_steps': _COUNT,
+  'optimizer.ema_decay': _optional(_FRACTION),
   'eval.metrics': Rule(
     'a tuple of names',
     lambda v: (
@@ -169,6 +196,9 @@ RULES = {
       and all(_is_real(scale) and scale > 0 for scale in v)
     ),
   ),
+  'eval.scale_pooling': _one_of('mean', 'max'),
+  'eval.pooling': _optional(_TEXT),
+  'eval.gem_p': _optional(_REAL),
   'eval.projector_images': _NATURAL,
   'eval.memory_budget_mb': _POSITIVE,
   'eval.postprocessing': Rule(

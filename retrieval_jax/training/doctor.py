@@ -126,6 +126,7 @@ def diagnose(
   saved['embeddings'] = np.asarray(embeddings)
   layers = flax.traverse_util.flatten_dict(updates['intermediates'])
   for path, outputs in layers.items():
+    outputs = jax.tree.leaves(outputs)  # A backbone gives several maps.
     if all(_is_finite(output) for output in outputs):
       continue
     bad = ~np.all([_finite_rows(output) for output in outputs], axis=0)

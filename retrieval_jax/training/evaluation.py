@@ -258,14 +258,6 @@ class Evaluator:
     }
 
 
-def variables_of(replicated_state: state_lib.TrainState) -> dict[str, Any]:
-  """Returns what the embedder of a state is."""
-  return {
-    'params': replicated_state.params['embedder'],
-    'batch_stats': replicated_state.batch_stats,
-  }
-
-
 def _has_lists(group: data.EvaluationSet) -> bool:
   """Returns whether a set is one of retrieval, whose lists can be measured."""
   return group.benchmark != 'recognition' and group.own_rows is None

@@ -7,9 +7,14 @@ import jax
 import ml_collections
 import optax
 
-from retrieval_jax import data
+from retrieval_jax import data, models
 from retrieval_jax.training import config as config_lib
-from retrieval_jax.training import config_checks, optim, steps
+from retrieval_jax.training import (
+  config_checks,
+  optim,
+  parameter_groups,
+  steps,
+)
 from retrieval_jax.training import evaluation as evaluation_lib
 from retrieval_jax.training import state as state_lib
 
@@ -41,6 +46,7 @@ class Experiment(NamedTuple):
       self.task.objective,
       self.optimizer,
       self.dataset.image_shape,
+      averages=self.task.ema_decay is not None,
     )
 
   def replicate(self, state: state_lib.TrainState) -> state_lib.TrainState:
@@ -67,6 +73,12 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
   classes = config_lib.Classes.of(dataset)
   task = steps.make_task(config, classes, dataset.image_shape)
   steps.check_views(task)
+  parameter_groups.check_frozen(
+    state_lib.parameter_shapes(
+      task.networks, task.objective, dataset.image_shape
+    ),
+    config.optimizer.frozen,
+  )
   num_steps = config_lib.num_train_steps(config, len(dataset.train))
   schedule = optim.make_schedule(config.optimizer, num_steps)
   sampler = data.make_sampler(
@@ -104,5 +116,6 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
       config.optimizer,
       schedule,
       shard_axis=state_lib.AXIS if config.head.sharded else None,
+      layers=models.BACKBONES[config.model.name].layers,
     ),
   )

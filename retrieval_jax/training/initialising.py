@@ -95,12 +95,9 @@ def from_pretrained(
   batch_stats = first.batch_stats
   if 'batch_stats' in found:
     batch_stats = {**batch_stats, 'backbone': found['batch_stats']}
-  return first.replace(
-    params={
-      **first.params,
-      'embedder': {**embedder, 'backbone': found['params']},
-    },
-    batch_stats=batch_stats,
+  embedder = {**embedder, 'backbone': found['params']}
+  return first.starting_from(
+    {**first.params, 'embedder': embedder}, batch_stats
   )
 
 
@@ -153,4 +150,4 @@ def from_run(
     ', '.join(taken),
     ', '.join(fresh) or 'none',
   )
-  return first.replace(params=params, batch_stats=batch_stats)
+  return first.starting_from(params, batch_stats)

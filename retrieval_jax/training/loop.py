@@ -21,6 +21,8 @@ from retrieval_jax.training import (
   distributed,
   doctor,
   initialising,
+  parameter_groups,
+  proxy_init,
   report_queries,
   reporting,
   results,
@@ -82,25 +84,46 @@ def train_and_evaluate(
       if first_step == 0 and is_lead:
         reporter.hyperparameters(config.to_dict())
         reporting.log_parameters(state.params)
-      p_train_step = jax.pmap(
-        functools.partial(
-          steps.train_step,
-          task=experiment.task,
-          optimizer=experiment.optimizer,
-          schedule=experiment.schedule,
-        ),
-        axis_name=state_lib.AXIS,
-        donate_argnums=(0,),
-      )
+        _log.info(
+          '%s', parameter_groups.describe(state.params, config.optimizer)
+        )
       return _train(
         experiment,
         workdir,
         checkpoints,
         reporter,
-        p_train_step,
+        _compiled_step(experiment),
         experiment.replicate(state),
         first_step,
       )
+
+
+def _compiled_step(experiment: Experiment) -> Callable:
+  """Returns (step, state, batch) -> (state, scalars), on the devices.
+
+  What trains the head alone is another program, which does not differentiate
+  the backbone.
+  """
+  programs = {
+    head_only: jax.pmap(
+      functools.partial(
+        steps.train_step,
+        task=experiment.task,
+        optimizer=experiment.optimizer,
+        schedule=experiment.schedule,
+        head_only=head_only,
+      ),
+      axis_name=state_lib.AXIS,
+      donate_argnums=(0,),
+    )
+    for head_only in (False, True)
+  }
+
+  def train_step(step, replicated_state, batch):
+    head_only = step < experiment.config.optimizer.head_only_steps
+    return programs[head_only](replicated_state, batch)
+
+  return train_step
 
 
 def _diagnosed(
@@ -182,7 +205,7 @@ def _measure(
   curves: bool = False,
 ) -> dict[str, evaluation_lib.Evaluation]:
   """Measures a state on some sets, by their names."""
-  variables = evaluation_lib.variables_of(replicated_state)
+  variables = replicated_state.measured()
   return experiment.evaluator.measure(variables, groups, curves=curves)
 
 
@@ -202,7 +225,7 @@ def _ablate(
     experiment, replicated_state, experiment.dataset.validations
   )
   return experiment.evaluator.ablate(
-    evaluation_lib.variables_of(replicated_state),
+    replicated_state.measured(),
     {**validations, **found},
     experiment.dataset.train,
   )
@@ -226,11 +249,16 @@ def _first_state(
   experiment: Experiment, weights: pretrained.Weights | None
 ) -> state_lib.TrainState:
   """Returns the host state of step 0; see `train_and_evaluate`."""
-  state, model = experiment.initial_state(), experiment.config.model
+  state, config = experiment.initial_state(), experiment.config
+  model = config.model
   if model.init_from:
-    return initialising.from_run(state, model.init_from, model.name)
-  if weights is not None:
-    return initialising.from_pretrained(state, weights, model.name)
+    state = initialising.from_run(state, model.init_from, model.name)
+  elif weights is not None:
+    state = initialising.from_pretrained(state, weights, model.name)
+  if config.head.init == 'class_mean':
+    state = proxy_init.with_class_means(
+      state, config, experiment.task, experiment.dataset.train
+    )
   return state
 
 
@@ -267,8 +295,8 @@ def _train(
     while step < num_steps:
       with window.waiting():
         batch = next(batches)
+      replicated_state, scalars = p_train_step(step, replicated_state, batch)
       step += 1
-      replicated_state, scalars = p_train_step(replicated_state, batch)
       window.add(step, scalars)
       is_last = step == num_steps
       log_now = is_last or step % config.log_every_steps == 0

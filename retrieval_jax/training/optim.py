@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules, by name."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,10 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from retrieval_jax.core.errors import unknown_name
-from retrieval_jax.training import sharding
+from retrieval_jax.training import parameter_groups, sharding
 
-# The rule that turns gradients into steps; weight decay, the multiplier of the
-# head and the learning rate are applied alike to all of them.
+# The rule that turns gradients into steps; weight decay and the learning rates
+# are applied alike to all of them.
 OPTIMIZERS = {
   'adamw': optax.scale_by_adam,
   'lion': optax.scale_by_lion,
@@ -63,12 +64,18 @@ def make_optimizer(
   config: Mapping[str, Any],
   schedule: optax.Schedule,
   shard_axis: str | None = None,
+  layers: Sequence[str] = (),
 ) -> optax.GradientTransformation:
   """Returns the gradient transformation of `config.optimizer`.
 
-  In order: clip by the global norm, the optimizer's rule, decoupled weight
-  decay (Loshchilov and Hutter, ICLR 2019) on leaves of rank two and more, the
-  learning-rate multiplier of the head, the learning rate.
+  In order: the mean over `accumulate_steps` steps, the last of which updates;
+  clip by the global norm, the optimizer's rule, decoupled weight decay
+  (Loshchilov and Hutter, ICLR 2019) on leaves of rank two and more, the
+  multipliers of the learning rate, the learning rate.
+
+  What matches `frozen` is not changed, and has no optimizer state. In the first
+  `head_only_steps` steps the backbone is not changed either; its optimizer
+  starts after them, with a warm-up of its own (LP-FT: Kumar et al., ICLR 2022).
 
   The gradient of the proxies is dense. If a class-sharded head samples its
   classes, one that is not taken in a step has a gradient of zero and is updated
@@ -82,18 +89,150 @@ def make_optimizer(
     schedule: step -> learning rate.
     shard_axis: of the devices, if the head is sharded over them; None: every
       leaf is whole.
+    layers: of the backbone, see `parameter_groups.learning_rates`.
   """
-  multiplier = config['head_learning_rate_multiplier']
-  parts = [OPTIMIZERS[config['name']]()]
+  every, delay = config['accumulate_steps'], config['head_only_steps']
+  frozen = tuple(config['frozen'])
+
+  def rate_of_update(update):
+    # An update is at the rate of its last step.
+    return schedule(update * every + every - 1)
+
+  def delayed_rate(update):
+    warmup = max(1, config['warmup_steps'])
+    share = jnp.minimum(1.0, update * every / warmup)
+    return share * rate_of_update(update + delay // every)
+
+  parts = _rule(config, rate_of_update)
+  if frozen or delay:
+    late = optax.chain(*_rule(config, delayed_rate))
+    parts = [
+      optax.partition(
+        {
+          'trained': optax.chain(*parts),
+          'backbone': start_after(delay // every, late),
+          'frozen': optax.set_to_zero(),
+        },
+        functools.partial(_groups, frozen=frozen, delays=delay > 0),
+      )
+    ]
   if config['clip_norm'] is not None:
     parts.insert(0, clip_by_global_norm(config['clip_norm'], shard_axis))
+  factors = {
+    'decay': config['layer_decay'],
+    'backbone': config['backbone_learning_rate_multiplier'],
+    'head': config['head_learning_rate_multiplier'],
+  }
+  if set(factors.values()) != {1.0}:
+    rates = functools.partial(
+      parameter_groups.learning_rates, layers=layers, **factors
+    )
+    parts.append(_scale(rates))
+  optimizer = optax.chain(*parts)
+  return optimizer if every == 1 else accumulate(every, optimizer)
+
+
+def _rule(config, rate):
+  """Returns the parts that turn the gradients of a group into its updates."""
+  parts = [OPTIMIZERS[config['name']]()]
   if config['weight_decay']:
     parts.append(
       optax.add_decayed_weights(config['weight_decay'], mask=_has_matrix_rank)
     )
-  if multiplier != 1.0:
-    parts.append(optax.masked(optax.scale(multiplier), _is_head))
-  return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+  return [*parts, optax.scale_by_learning_rate(rate)]
+
+
+def _scale(factors):
+  """Returns what multiplies each update by its factor."""
+
+  def scale(updates, params=None):
+    del params
+    return jax.tree.map(lambda u, f: u * f, updates, factors(updates))
+
+  return optax.stateless(scale)
+
+
+def _groups(params, *, frozen, delays):
+  """Returns the tree of the group that each parameter is in."""
+  patterns = (parameter_groups.BACKBONE,) if delays else ()
+
+  def group(is_frozen, is_delayed):
+    return 'frozen' if is_frozen else 'backbone' if is_delayed else 'trained'
+
+  return jax.tree.map(
+    group,
+    parameter_groups.matches(params, frozen),
+    parameter_groups.matches(params, patterns),
+  )
+
+
+def start_after(
+  num_updates: int, inner: optax.GradientTransformation
+) -> optax.GradientTransformation:
+  """Does nothing for some updates, and then starts.
+
+  Example:
+    >>> late = start_after(1, optax.scale(-1.0))
+    >>> state = late.init(jnp.ones(()))
+    >>> update, state = late.update(jnp.ones(()), state)
+    >>> update.item(), late.update(jnp.ones(()), state)[0].item()
+    (0.0, -1.0)
+  """
+
+  def init(params):
+    return jnp.zeros((), jnp.int32), inner.init(params)
+
+  def update(gradients, state, params=None):
+    count, before = state
+    updates, after = inner.update(gradients, before, params)
+    started = count >= num_updates
+    updates = jax.tree.map(lambda u: jnp.where(started, u, 0), updates)
+    return updates, (count + 1, _choose(started, after, before))
+
+  return optax.GradientTransformation(init, update)
+
+
+def accumulate(
+  num_steps: int, inner: optax.GradientTransformation
+) -> optax.GradientTransformation:
+  """Updates by the mean gradient of some steps at the last of them.
+
+  Between, updates are 0 and nothing changes but the sum.
+
+  Example:
+    >>> mean = accumulate(2, optax.identity())
+    >>> state = mean.init(jnp.zeros(()))
+    >>> found = []
+    >>> for gradient in (1.0, 3.0, 5.0, 7.0):
+    ...   update, state = mean.update(jnp.float32(gradient), state)
+    ...   found.append(update.item())
+    >>> found
+    [0.0, 2.0, 0.0, 6.0]
+  """
+
+  def init(params):
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return jnp.zeros((), jnp.int32), zeros, inner.init(params)
+
+  def update(gradients, state, params=None):
+    count, total, before = state
+    total = jax.tree.map(jnp.add, total, gradients)
+    mean = jax.tree.map(lambda leaf: leaf / num_steps, total)
+    updates, after = inner.update(mean, before, params)
+    last = count == num_steps - 1
+    updates = jax.tree.map(lambda u: jnp.where(last, u, 0), updates)
+    total = jax.tree.map(lambda leaf: jnp.where(last, 0, leaf), total)
+    return updates, (
+      jnp.where(last, 0, count + 1),
+      total,
+      _choose(last, after, before),
+    )
+
+  return optax.GradientTransformation(init, update)
+
+
+def _choose(condition, one, other):
+  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
 
 
 def clip_by_global_norm(
@@ -125,10 +264,3 @@ def clip_by_global_norm(
 
 def _has_matrix_rank(params):
   return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
-
-def _is_head(params):
-  return {
-    name: jax.tree.map(lambda _, mine=(name == 'head'): mine, tree)
-    for name, tree in params.items()
-  }

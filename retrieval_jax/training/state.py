@@ -35,6 +35,7 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: the running statistics of BatchNorm, or {}.
     loss_state: what the losses keep between steps, or {}.
     opt_state: of the optimizer.
+    averages: moving averages of the embedder, {'params', 'batch_stats'}, or {}.
   """
 
   step: jax.Array
@@ -43,6 +44,23 @@ class TrainState(flax.struct.PyTreeNode):
   batch_stats: Any
   loss_state: Any
   opt_state: Any
+  averages: Any
+
+  def starting_from(self, params: Any, batch_stats: Any) -> 'TrainState':
+    """Returns the state with other weights, the averages starting at them."""
+    averages = {}
+    if self.averages:
+      averages = {'params': params['embedder'], 'batch_stats': batch_stats}
+    return self.replace(
+      params=params, batch_stats=batch_stats, averages=averages
+    )
+
+  def measured(self) -> dict[str, Any]:
+    """Returns the embedder's {'params', 'batch_stats'} that are measured."""
+    return self.averages or {
+      'params': self.params['embedder'],
+      'batch_stats': self.batch_stats,
+    }
 
 
 def class_sharding(objective: losses.Objective) -> ClassSharding | None:
@@ -53,9 +71,17 @@ def class_sharding(objective: losses.Objective) -> ClassSharding | None:
 
 
 class Networks(NamedTuple):
-  """The modules of a run: images -> embeddings -> (with proxies) cosines."""
+  """The modules of a run: images -> embeddings -> (with proxies) cosines.
 
-  embedder: nn.Module
+  Attributes:
+    embedder: that is trained.
+    measured_embedder: the same with the pooling of the evaluation, for the
+      same parameters.
+    head: of the proxies, or None.
+  """
+
+  embedder: models.Embedder
+  measured_embedder: models.Embedder
   head: nn.Module | None
 
 
@@ -65,11 +91,17 @@ def build_networks(
   axis_name: str | None = AXIS,
 ) -> Networks:
   """Returns the modules that the config names."""
-  embedder = models.build_embedder(
-    config.model.name,
-    config.model.embedding_dim,
-    axis_name=axis_name,
-    **config_lib.model_options(config),
+  embedder, measured_embedder = (
+    models.build_embedder(
+      config.model.name,
+      config.model.embedding_dim,
+      axis_name=axis_name,
+      **options,
+    )
+    for options in (
+      config_lib.model_options(config),
+      config_lib.measured_model_options(config),
+    )
   )
   head = None
   if objective.centers:
@@ -78,7 +110,39 @@ def build_networks(
       embedding_dim=config.model.embedding_dim,
       sub_centers=objective.centers,
     )
-  return Networks(embedder, head)
+  return Networks(embedder, measured_embedder, head)
+
+
+def init_variables(
+  key: jax.Array,
+  networks: Networks,
+  objective: losses.Objective,
+  image_shape: tuple[int, int, int],
+) -> tuple[dict[str, Any], Any]:
+  """Returns (params, batch_stats) of a fresh state, a function of the key."""
+  images = jnp.zeros((1, *image_shape), jnp.float32)
+  variables = networks.embedder.init(key, images, train=False)
+  params = {'embedder': variables['params']}
+  if networks.head is not None:
+    embeddings = jnp.zeros((1, networks.head.embedding_dim), jnp.float32)
+    # Another stream than the embedder's first layer.
+    head = networks.head.init(jax.random.fold_in(key, 1), embeddings)
+    params['head'] = head['params']
+  learnt = objective.init_params(jax.random.fold_in(key, 2))
+  if jax.tree.leaves(learnt):
+    params['loss'] = learnt
+  return params, variables.get('batch_stats', {})
+
+
+def parameter_shapes(
+  networks: Networks,
+  objective: losses.Objective,
+  image_shape: tuple[int, int, int],
+) -> dict[str, Any]:
+  """Returns the tree of the parameters' shapes; nothing is computed."""
+  return jax.eval_shape(
+    lambda: init_variables(jax.random.key(0), networks, objective, image_shape)
+  )[0]
 
 
 def create_state(
@@ -87,29 +151,34 @@ def create_state(
   objective: losses.Objective,
   optimizer: optax.GradientTransformation,
   image_shape: tuple[int, int, int],
+  *,
+  averages: bool = False,
 ) -> TrainState:
-  """Returns the state of step 0 on the host, a function of the seed."""
+  """Returns the state of step 0 on the host, a function of the seed.
+
+  Args:
+    seed: of the initial weights.
+    networks: the modules.
+    objective: the loss.
+    optimizer: whose state is made.
+    image_shape: (H, W, C).
+    averages: whether moving averages of the embedder are kept.
+  """
 
   def init():
-    key = jax.random.key(seed)
-    images = jnp.zeros((1, *image_shape), jnp.float32)
-    variables = networks.embedder.init(key, images, train=False)
-    params = {'embedder': variables['params']}
-    if networks.head is not None:
-      embeddings = jnp.zeros((1, networks.head.embedding_dim), jnp.float32)
-      # Another stream than the embedder's first layer.
-      head = networks.head.init(jax.random.fold_in(key, 1), embeddings)
-      params['head'] = head['params']
-    learnt = objective.init_params(jax.random.fold_in(key, 2))
-    if jax.tree.leaves(learnt):
-      params['loss'] = learnt
+    params, batch_stats = init_variables(
+      jax.random.key(seed), networks, objective, image_shape
+    )
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       diverged=jnp.zeros((), bool),
       params=params,
-      batch_stats=variables.get('batch_stats', {}),
+      batch_stats=batch_stats,
       loss_state=objective.init_state(),
       opt_state=optimizer.init(params),
+      averages={'params': params['embedder'], 'batch_stats': batch_stats}
+      if averages
+      else {},
     )
 
   return jax.device_get(jax.jit(init)())

@@ -20,7 +20,7 @@ from retrieval_jax.core.errors import InputError
 from retrieval_jax.data import augmentation as augmentation_lib
 from retrieval_jax.data import transforms
 from retrieval_jax.training import config as config_lib
-from retrieval_jax.training import sharding
+from retrieval_jax.training import parameter_groups, sharding
 from retrieval_jax.training import state as state_lib
 from retrieval_jax.training.config import Classes
 from retrieval_jax.training.state import Networks, TrainState
@@ -34,10 +34,13 @@ class Views(NamedTuple):
   Attributes:
     flip: whether also from left to right.
     scales: of height and width; 1.0 is the image as it is.
+    scale_pooling: 'mean', or 'max' to take the largest of the pooled features
+      of all scales, each of unit length, before the neck.
   """
 
   flip: bool = False
   scales: tuple[float, ...] = (1.0,)
+  scale_pooling: str = 'mean'
 
 
 class Task(NamedTuple):
@@ -54,6 +57,9 @@ class Task(NamedTuple):
     views: how an image is seen when it is embedded.
     chunk_size: rows that a device embeds at a time in a training step; None:
       all of them at once.
+    frozen: regular expressions of the parameters that do not train.
+    accumulate_steps: steps to an update.
+    ema_decay: of the moving averages of the embedder; None: there are none.
   """
 
   networks: Networks
@@ -65,6 +71,9 @@ class Task(NamedTuple):
   augmentation: augmentation_lib.Augmentation
   views: Views
   chunk_size: int | None = None
+  frozen: tuple[str, ...] = ()
+  accumulate_steps: int = 1
+  ema_decay: float | None = None
 
 
 def make_task(
@@ -85,8 +94,15 @@ def make_task(
     seed=config.seed,
     image_shape=tuple(image_shape),
     augmentation=config_lib.augmentation(config),
-    views=Views(bool(config.eval.flip), tuple(config.eval.scales)),
+    views=Views(
+      bool(config.eval.flip),
+      tuple(config.eval.scales),
+      config.eval.get('scale_pooling', 'mean'),
+    ),
     chunk_size=None if chunk_size is None else chunk_size // devices,
+    frozen=tuple(config.optimizer.get('frozen', ())),
+    accumulate_steps=config.optimizer.get('accumulate_steps', 1),
+    ema_decay=config.optimizer.get('ema_decay'),
   )
 
 
@@ -98,6 +114,7 @@ def train_step(
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
   axis_name: str | None = state_lib.AXIS,
+  head_only: bool = False,
 ) -> tuple[TrainState, Scalars]:
   """Does one step of training.
 
@@ -110,6 +127,8 @@ def train_step(
     optimizer: turns gradients into updates.
     schedule: step -> learning rate, to be reported.
     axis_name: of the devices, or None.
+    head_only: whether the backbone has no gradient, which is not computed
+      then; the optimizer leaves it alone in the same steps.
 
   Returns:
     (the next state, float32 scalars of the global batch): the loss, each of its
@@ -123,7 +142,12 @@ def train_step(
   if axis_name is not None:
     dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(axis_name))
 
+  frozen = task.frozen
+  if head_only:
+    frozen = (*frozen, parameter_groups.BACKBONE)
+
   def loss_fn(params):
+    params = parameter_groups.freeze(params, frozen)
     embeddings, batch_stats = embed_for_training(
       params['embedder'], state.batch_stats, images, dropout_key, task
     )
@@ -153,13 +177,20 @@ def train_step(
     'gradient_norm': sharding.global_norm(gradients, shard_axis),
     'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
   }
+  params = optax.apply_updates(state.params, updates)
   next_state = TrainState(
     step=state.step + 1,
     diverged=state.diverged,
-    params=optax.apply_updates(state.params, updates),
+    params=params,
     batch_stats=batch_stats,
     loss_state=loss_state,
     opt_state=opt_state,
+    averages=moving_averages(
+      state.averages,
+      {'params': params['embedder'], 'batch_stats': batch_stats},
+      state.step,
+      task,
+    ),
   )
   # From the first step on that is not finite, the state stays as it was before
   # it, for `doctor.diagnose` to look at.
@@ -169,6 +200,36 @@ def train_step(
     lambda new, old: jnp.where(healthy, new, old), next_state, state
   )
   return state.replace(diverged=~healthy), scalars
+
+
+def moving_averages(
+  averages: Any, variables: Any, step: jax.Array, task: Task
+) -> Any:
+  """Returns the moving averages after a step.
+
+  a <- d a + (1 - d) w after an update of the weights w, with
+  d = min(`ema_decay`, (1 + u) / (10 + u)) at update u = 0, 1, ..., so that the
+  first weights, which are random, are soon forgotten.
+
+  Args:
+    averages: before the step, {} if none are kept.
+    variables: after the step, with the structure of the averages.
+    step: the number of steps done before it.
+    task: what is trained.
+
+  References:
+    Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging,
+    SIAM J. Control and Optimization 1992; the bound on d is that of
+    TensorFlow's ExponentialMovingAverage.
+  """
+  if not averages:
+    return averages
+  every = task.accumulate_steps
+  update = step // every
+  decay = jnp.minimum(task.ema_decay, (1 + update) / (10 + update))
+  updated = step % every == every - 1
+  share = jnp.where(updated, 1 - decay, 0.0)
+  return jax.tree.map(lambda a, w: a + share * (w - a), averages, variables)
 
 
 def embed_for_training(
@@ -324,7 +385,9 @@ def embed_step(
   """Embeds images, the same way in training, evaluation and use.
 
   With several views (`eval.flip`, `eval.scales`) the embedding is the
-  normalised sum of theirs.
+  normalised sum of theirs; with `eval.scale_pooling='max'` that of the views
+  and their mirror images, the pooled features of the scales maximised over
+  (Scale GeM of infinite power: Shao et al., ICCV 2023, section 3.2).
 
   Args:
     variables: {'params': of the embedder, 'batch_stats'}.
@@ -336,13 +399,26 @@ def embed_step(
     [G, D] float32, unit rows, of all devices in order.
   """
   x = transforms.to_model_input(images, task.mean, task.std)
-  embeddings = sum(
-    arrays.normalize(task.networks.embedder.apply(variables, view, train=False))
-    for view in _views(x, task.views)
+  network = functools.partial(
+    task.networks.measured_embedder.apply, variables, train=False
   )
+  if task.views.scale_pooling == 'max':
+    seen = [x, x[:, :, ::-1]] if task.views.flip else [x]
+    found = [_max_over_scales(network, view, task.views) for view in seen]
+  else:
+    found = map(network, _views(x, task.views))
+  embeddings = sum(map(arrays.normalize, found))
   if task.views != Views():
     embeddings = arrays.normalize(embeddings)
   return collectives.all_gather_rows(embeddings, axis_name)
+
+
+def _max_over_scales(network, images, views):
+  pooled = (
+    arrays.normalize(network(view, method='pool'))
+    for view in _views(images, views._replace(flip=False))
+  )
+  return network(functools.reduce(jnp.maximum, pooled), method='project')
 
 
 def _views(images: jax.Array, views: Views) -> Iterator[jax.Array]:
@@ -369,6 +445,20 @@ def check_views(task: Task) -> None:
 
   shapes = jax.eval_shape(variables)
   image = jax.ShapeDtypeStruct((1, *task.image_shape), jnp.uint8)
+  try:
+    jax.eval_shape(
+      functools.partial(
+        embed_step, task=task._replace(views=Views()), axis_name=None
+      ),
+      shapes,
+      image,
+    )
+  except flax.errors.FlaxError as error:
+    raise InputError(
+      'eval.pooling has other parameters or another number of features than '
+      'model.pooling, which was trained; allowed is None, or a pooling that '
+      'differs in options or without parameters: leave it out'
+    ) from error
   for scale in task.views.scales:
     one = task._replace(views=Views(scales=(scale,)))
     try:

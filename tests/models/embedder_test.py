@@ -1,4 +1,5 @@
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,28 @@ CASES = [
   ('convnet', {}, 406_322),
   ('convnet', {'normalization': 'batch'}, 406_546),
   ('convnet', {'dropout': 0.5}, 406_322),
+  (
+    'convnet',
+    {'pooling': 'gem', 'neck': 'dense_batch_norm_prelu'},
+    92_672 + 1 + 50 * 128 + 2 * 50 + 1,
+  ),
+  (
+    'convnet',
+    {
+      'pooling': 'dolg',
+      'dolg': {'features': 8, 'branch_features': 4, 'dilations': [1, 2]},
+    },
+    # Convolutions of 64 and 128 channels, BatchNorm, the power.
+    92_672
+    + 2 * 4 * (9 * 64 + 1)
+    + 8 * 9
+    + 64
+    + 9
+    + 8 * 128
+    + 33
+    + 16 * 50
+    + 50,
+  ),
 ]
 
 
@@ -136,11 +159,13 @@ class EmbedderTest(parameterized.TestCase):
       statistics['var'], 0.9 + 0.1 * pooled.var((0, 1, 2)), rtol=1e-4
     )
 
-  @parameterized.parameters('none', 'batch')
-  def test_four_devices_equal_one(self, normalization):
-    build = functools.partial(
-      models.build_embedder, 'convnet', 5, normalization=normalization
-    )
+  @parameterized.parameters(
+    {'normalization': 'none'},
+    {'normalization': 'batch'},
+    {'pooling': 'gem', 'neck': 'dense_batch_norm'},
+  )
+  def test_four_devices_equal_one(self, **options):
+    build = functools.partial(models.build_embedder, 'convnet', 5, **options)
     # Rows of a device differ from those of the next, so that statistics of a
     # device are not those of the batch.
     scale = np.repeat([1.0, 2.0, 3.0, 4.0], 3).astype(np.float32)
@@ -177,6 +202,41 @@ class EmbedderTest(parameterized.TestCase):
       (expected_gradients, expected_updates, expected_embeddings),
     )
 
+  def test_pooling_before_the_neck_is_the_embedder_in_two(self):
+    embedder = models.build_embedder('convnet', 5, pooling='gem')
+    images = random_images(12, 8, 8, 1)
+    variables = initialise(embedder, images)
+
+    @jax.jit
+    def in_two(variables, images):
+      pooled = embedder.apply(variables, images, False, method='pool')
+      return pooled, embedder.apply(variables, pooled, False, method='project')
+
+    pooled, embeddings = in_two(variables, images)
+    self.assertEqual(pooled.shape, (12, 128))
+    np.testing.assert_allclose(
+      embeddings, embed(embedder, variables, images), rtol=1e-5, atol=1e-6
+    )
+
+  def test_frozen_batch_norm_is_that_of_evaluation(self):
+    options = {'normalization': 'batch', 'frozen_batch_norm': True}
+    embedder = models.build_embedder('convnet', 5, **options)
+    images, weights = random_images(12, 8, 8, 1), random_images(12, 5, seed=1)
+    variables = initialise(embedder, images)
+    gradients, (embeddings, updates) = gradients_and_updates(
+      embedder, variables, images, weights
+    )
+    np.testing.assert_allclose(
+      embeddings, embed(embedder, variables, images), atol=1e-6
+    )
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      updates['batch_stats'],
+      variables['batch_stats'],
+    )
+    scale = gradients['backbone']['norm_0']['scale']
+    self.assertGreater(np.abs(scale).max(), 0)
+
   @parameterized.parameters((2, 28, 28), (2, 7, 28, 1), (2, 28, 4, 1))
   def test_refuses_images_of_a_wrong_shape(self, *shape):
     embedder = models.build_embedder('convnet', 5)
@@ -206,6 +266,21 @@ class CheckModelTest(parameterized.TestCase):
     ('convnet', {'dropout': -0.1}, 'model.dropout is -0.1; allowed'),
     ('convnet', {'dropout': float('nan')}, 'model.dropout is nan; allowed'),
     ('convnet', {'dropout': '0'}, "model.dropout is '0'; allowed"),
+    ('convnet', {'pooling': 'gen'}, "model.pooling is 'gen'; allowed is one"),
+    ('convnet', {'neck': 'bneck'}, "model.neck is 'bneck'; allowed is one of"),
+    ('convnet', {'pooling': 'class_token'}, "'convnet' has no class token; al"),
+    ('convnet', {'gem': {'p': 0.9}}, 'model.gem.p is 0.9; allowed is a number'),
+    ('convnet', {'gem': {'p': 11}}, 'model.gem.p is 11; allowed .* at most 10'),
+    ('convnet', {'gem': {'q': 3.0}}, "model.gem.q is not an option of 'gem'"),
+    ('convnet', {'gem': 3.0}, 'model.gem is 3.0; allowed are the options of'),
+    ('convnet', {'average': {'p': 3}}, 'model.average.p is not an option'),
+    (
+      'convnet',
+      {'dolg': {'dilations': ()}},
+      r'model.dolg.dilations is \(\); al',
+    ),
+    ('convnet', {'rmac': {'levels': 0}}, 'model.rmac.levels is 0; allowed is'),
+    ('convnet', {'remat': True}, "model.remat is not an option of 'convnet'"),
     ('convnet', {'normalization': 'layer'}, "is 'layer'; allowed is one of"),
     ('convnet', {'normalization': None}, 'is None; allowed is one of none'),
   )
@@ -217,6 +292,18 @@ class CheckModelTest(parameterized.TestCase):
   def test_prefix_names_the_key(self):
     with self.assertRaisesRegex(InputError, 'student.embedding_dim is 0'):
       models.check_model('convnet', {'embedding_dim': 0}, prefix='student')
+
+  def test_images_that_a_backbone_does_not_take(self):
+    row = models.Backbone(models.ConvNet, {}, min_size=32, channels=3)
+    with mock.patch.dict(models.BACKBONES, {'net': row}):
+      models.check_images('net', (32, 40, 3))
+      with self.assertRaisesRegex(InputError, 'are 32 x 31 pixels; .*size=32'):
+        models.check_images('net', (32, 31, 3))
+      with self.assertRaisesRegex(InputError, 'have 1 channels; .*channels=3'):
+        models.check_images('net', (32, 32, 1))
+      # Of one map.
+      with self.assertRaisesRegex(InputError, "'net' gives 1; .*average"):
+        models.check_model('net', {'pooling': 'dolg'})
 
   @parameterized.parameters(CASES)
   def test_accepts_what_builds(self, name, options, _):

@@ -59,7 +59,22 @@ def test_every_config_validates(config):
     ('loss.name', 'cirle', "did you mean 'circle'"),
     ('data.name', 'mnist_5', "did you mean 'mnist_5k'"),
     ('model.name', 'convnett', "did you mean 'convnet'"),
+    ('model.pooling', 'gen', 'allowed is one of average, max'),
+    ('model.neck', 'bneck', 'allowed is one of identity, dense'),
+    ('model.gem.p', '0.5', 'at least 1 and at most 10'),
+    ('model.remat', 'True', "not an option of 'convnet'"),
+    ('eval.pooling', 'gen', "did you mean 'gem'"),
+    ('eval.pooling', 'class_token', 'has no class token'),
+    ('eval.gem_p', '4.6', "None with the pooling 'flatten'"),
+    ('eval.scale_pooling', 'median', "'mean' or 'max'"),
+    ('eval.scale_pooling', 'max', 'several eval.scales'),
     ('optimizer.name', 'adamv', "did you mean 'adamw'"),
+    ('optimizer.frozen', '("a(",)', 'regular expressions'),
+    ('optimizer.layer_decay', '0.0', '(0, 1]'),
+    ('optimizer.ema_decay', '1.0', '(0, 1)'),
+    ('optimizer.accumulate_steps', '0', 'at least 1'),
+    ('head.init', 'class_mean', "'normal' without a loss against proxies"),
+    ('head.init', 'mean', "'normal' or 'class_mean'"),
     ('optimizer.schedule', 'cosin', "did you mean 'cosine'"),
     ('eval.metrics', "('precision_at_one',)", "did you mean 'precision_at_1'"),
     ('data.classes_per_batch', '32', 'one image a class'),
@@ -74,6 +89,18 @@ def test_bad_values(key, text, words):
   assert key in message
   assert words in message
   assert '\n' not in message
+
+
+def test_phases_are_whole_updates():
+  config = config_lib.load(str(CONFIGS[0].with_name('circle.py')))
+  config.optimizer.accumulate_steps = 4
+  config.optimizer.head_only_steps = 10
+  with pytest.raises(InputError, match='head_only_steps is 10; .*steps=8'):
+    config_checks.validate(config)
+  config.optimizer.head_only_steps = 0
+  config.num_train_steps = 3
+  with pytest.raises(InputError, match='accumulate_steps is 4; .*nothing is'):
+    config_checks.validate(config)
 
 
 @pytest.mark.parametrize(

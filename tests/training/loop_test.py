@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import retrieval_jax
-from retrieval_jax import data
+from retrieval_jax import data, models
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.training import checkpoint, evaluation, loop, reporting
 from retrieval_jax.training.experiment import make_experiment
@@ -108,8 +108,26 @@ def test_tensorboard_holds_scalars_image_and_hyperparameters(
   assert '_hparams_/session_start_info' in str(events.Tags())
 
 
-def test_continued_equals_uninterrupted(make_config, tmp_path, monkeypatch):
-  config = make_config('arcface', data__classes_per_batch=8)
+_PHASES = {
+  'optimizer__accumulate_steps': 2,
+  'optimizer__head_only_steps': 2,
+  'optimizer__ema_decay': 0.9,
+  'optimizer__frozen': ('backbone/conv_0/.*',),
+  'head__init': 'class_mean',
+}
+
+
+@pytest.mark.parametrize('options', [{}, _PHASES])
+def test_continued_equals_uninterrupted(
+  make_config, tmp_path, monkeypatch, options
+):
+  # Cut off between two updates, if several steps make one.
+  config = make_config(
+    'arcface',
+    data__classes_per_batch=8,
+    checkpoint_every_steps=3 if options else 2,
+    **options,
+  )
   loop.train_and_evaluate(config, str(tmp_path / 'whole'))
 
   def crash():
@@ -123,6 +141,16 @@ def test_continued_equals_uninterrupted(make_config, tmp_path, monkeypatch):
     assert checkpoints.latest_step() < 6
   loop.train_and_evaluate(config, str(tmp_path / 'cut'))
   _assert_same_run(tmp_path / 'whole', tmp_path / 'cut')
+  if options:
+    with checkpoint.Checkpoints(str(tmp_path / 'cut')) as checkpoints:
+      state = checkpoints.restore(loop.make_experiment(config).initial_state())
+    measured = checkpoint.restore_params(str(tmp_path / 'cut'))['embedder']
+    jax.tree.map(
+      np.testing.assert_array_equal, measured, state.averages['params']
+    )
+    trained = state.params['embedder']
+    change = measured['projection']['kernel'] - trained['projection']['kernel']
+    assert np.abs(change).max() > 0
   steps = [row['step'] for row in reporting.read_history(str(tmp_path / 'cut'))]
   whole = reporting.read_history(str(tmp_path / 'whole'))
   assert steps == [row['step'] for row in whole]
@@ -349,6 +377,46 @@ def test_views_change_the_embedding_alike_in_evaluation_and_use(
   loop.evaluate(plain, str(tmp_path))
   flipped = retrieval_jax.load(str(tmp_path)).embed(images[:, :, ::-1])
   assert np.abs(flipped - embeddings).max() > 1e-3
+
+
+def test_the_evaluation_may_pool_otherwise(make_config, tmp_path, tiny_dataset):
+  trained = {'model__pooling': 'gem', 'num_train_steps': 1}
+  loop.train_and_evaluate(make_config(**trained), str(tmp_path))
+  images = tiny_dataset.tests['test'].query.images_at(np.arange(5))
+  variables = checkpoint.restore_variables(str(tmp_path))
+  variables['params'] = variables['params']['embedder']
+  x = (images.astype(np.float32) / 255 - 0.1307) / 0.3081
+  doubled = jax.image.resize(x, (5, 16, 16, 1), 'linear', antialias=True)
+
+  def embedded(**measured):
+    loop.evaluate(make_config(**trained, **measured), str(tmp_path))
+    return retrieval_jax.load(str(tmp_path)).embed(images)
+
+  def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+  regional = models.build_embedder(
+    'convnet', 50, pooling='regional_gem', regional_gem={'p': 4.6}
+  )
+  variables['params']['pooling']['p'] = np.float32(4.6)
+  np.testing.assert_allclose(
+    embedded(eval__pooling='regional_gem', eval__gem_p=4.6),
+    unit(regional.apply(variables, x, False)),
+    atol=1e-5,
+  )
+  gem = models.build_embedder('convnet', 50, pooling='gem')
+  largest = np.maximum(
+    *(unit(gem.apply(variables, y, False, method='pool')) for y in (x, doubled))
+  )
+  np.testing.assert_allclose(
+    embedded(
+      eval__scales=(1.0, 2.0), eval__scale_pooling='max', eval__gem_p=4.6
+    ),
+    unit(gem.apply(variables, largest, False, method='project')),
+    atol=1e-5,
+  )
+  with pytest.raises(InputError, match='eval.pooling has other parameters'):
+    embedded(eval__pooling='flatten')
 
 
 def test_scales_need_a_network_of_any_size(make_config, tmp_path):

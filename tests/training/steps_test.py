@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from retrieval_jax import losses
+from retrieval_jax import losses, models
 from retrieval_jax.core import arrays, class_shards
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import optim, sharding, steps
@@ -29,13 +29,21 @@ def _setup(config, dataset, axis_name):
   schedule = optim.make_schedule(config.optimizer, 10)
   sharded = config.head.sharded and axis_name is not None
   optimizer = optim.make_optimizer(
-    config.optimizer, schedule, axis_name if sharded else None
+    config.optimizer,
+    schedule,
+    axis_name if sharded else None,
+    models.BACKBONES[config.model.name].layers,
   )
   task = steps.make_task(
     config, config_lib.Classes.of(dataset), (8, 8, 1), axis_name
   )
   state = state_lib.create_state(
-    0, task.networks, task.objective, optimizer, (8, 8, 1)
+    0,
+    task.networks,
+    task.objective,
+    optimizer,
+    (8, 8, 1),
+    averages=task.ema_decay is not None,
   )
   step = functools.partial(
     steps.train_step,
@@ -171,10 +179,94 @@ def test_mixed_labels_are_two_losses_by_weight(make_config):
   np.testing.assert_allclose(loss(first, second, weights), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize('sharded', [False, True])
-def test_replicas_stay_bitwise_equal(make_config, tiny_dataset, sharded):
-  config = make_config('arcface', head__sharded=sharded, optimizer__clip_norm=1)
+_PHASES = {
+  'optimizer__accumulate_steps': 2,
+  'optimizer__head_only_steps': 2,
+  'optimizer__ema_decay': 0.9,
+  'optimizer__layer_decay': 0.5,
+  'optimizer__frozen': ('backbone/conv_0/.*',),
+}
+
+
+@pytest.mark.parametrize(
+  'sharded, options', [(False, {}), (True, {}), (True, _PHASES)]
+)
+def test_replicas_stay_bitwise_equal(
+  make_config, tiny_dataset, sharded, options
+):
+  config = make_config(
+    'arcface', head__sharded=sharded, optimizer__clip_norm=1, **options
+  )
   _one_and_four(config, tiny_dataset, 5)  # It looks at each leaf.
+
+
+def test_two_steps_accumulate_to_one_of_both_batches(make_config, tiny_dataset):
+  sgd = {
+    'optimizer__name': 'sgd',
+    'optimizer__warmup_steps': 0,
+    'optimizer__schedule': 'constant',
+  }
+  state, step = _setup(make_config('arcface', **sgd), tiny_dataset, None)
+  batch = _batch(tiny_dataset, 16)
+  large, _ = jax.jit(step)(state, batch)
+  two = make_config('arcface', optimizer__accumulate_steps=2, **sgd)
+  state, step = _setup(two, tiny_dataset, None)
+  step, first = jax.jit(step), state.params
+  for rows in (slice(0, 8), slice(8, 16)):
+    jax.tree.map(np.testing.assert_array_equal, state.params, first)
+    state, _ = step(state, {key: value[rows] for key, value in batch.items()})
+  for one, both in zip(
+    *map(jax.tree.leaves, (large.params, state.params)), strict=True
+  ):
+    np.testing.assert_allclose(both, one, rtol=1e-4, atol=1e-7)
+
+
+def test_moving_averages_follow_the_weights(make_config, tiny_dataset):
+  config = make_config(optimizer__ema_decay=0.2, model__normalization='batch')
+  state, step = _setup(config, tiny_dataset, None)
+  step, expected = jax.jit(step), None
+  for update in range(4):
+    now = {
+      'params': state.params['embedder'],
+      'batch_stats': state.batch_stats,
+    }
+    now = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), now)
+    if expected is None:
+      expected = now
+    else:
+      d = min(0.2, update / (9 + update))  # Of the update before.
+      expected = jax.tree.map(
+        lambda a, w, d=d: d * a + (1 - d) * w, expected, now
+      )
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+      state.measured(),
+      expected,
+    )
+    state, _ = step(state, _batch(tiny_dataset))
+
+
+def test_what_does_not_train_is_not_differentiated(make_config, tiny_dataset):
+  batch = _batch(tiny_dataset)
+
+  def compiled(head_only=False, **options):
+    state, step = _setup(make_config('arcface', **options), tiny_dataset, None)
+    step = functools.partial(step, head_only=head_only)
+    program = jax.jit(step).lower(state, batch).compile()
+    return program.cost_analysis()['flops'], program(state, batch)[0]
+
+  whole, _ = compiled()
+  frozen, state = compiled(optimizer__frozen=('backbone/.*',))
+  phase, later = compiled(head_only=True, optimizer__head_only_steps=1)
+  assert frozen < 0.6 * whole
+  assert phase < 0.6 * whole
+  first, _ = _setup(make_config('arcface'), tiny_dataset, None)
+  for after in (state, later):
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      after.params['embedder']['backbone'],
+      first.params['embedder']['backbone'],
+    )
 
 
 @pytest.mark.parametrize('name', ['circle', 'triplet', 'arcface'])

@@ -1,9 +1,5 @@
 """Backbones: images -> feature maps."""
 
-from retrieval_jax.models.backbones.conv_net import (
-  NORMALIZATIONS,
-  POOLINGS,
-  ConvNet,
-)
+from retrieval_jax.models.backbones.conv_net import ConvNet
 
-__all__ = ['NORMALIZATIONS', 'POOLINGS', 'ConvNet']
+__all__ = ['ConvNet']

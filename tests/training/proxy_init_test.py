@@ -1,0 +1,46 @@
+"""Proxies start as the means of their classes."""
+
+import numpy as np
+
+from retrieval_jax.training import loop, proxy_init
+
+
+def _unit(x):
+  return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def test_class_means_equal_a_loop():
+  rng = np.random.default_rng(0)
+  labels = np.array([2, 0, 2, 2, 0, 2, 3])
+  embeddings = _unit(rng.normal(size=(7, 5)))
+  proxies = rng.normal(size=(8, 5)).astype(np.float32)
+  found = proxy_init.class_means(embeddings, labels, proxies, sub_centers=2)
+  assert found.dtype == np.float32
+  for c in range(4):
+    own = embeddings[labels == c]
+    for k in range(2):
+      row = 2 * c + k
+      expected = proxies[row]
+      if len(own[k::2]):
+        mean = own[k::2].mean(axis=0)
+        expected = _unit(mean) * np.linalg.norm(proxies[row])
+      np.testing.assert_allclose(found[row], expected, rtol=1e-5)
+
+
+def test_a_run_starts_with_them(make_config, tiny_dataset):
+  config = make_config(
+    'arcface', head__init='class_mean', head__init_images=3, eval__flip=True
+  )
+  experiment = loop.make_experiment(config)
+  state = proxy_init.with_class_means(
+    experiment.initial_state(), config, experiment.task, tiny_dataset.train
+  )
+  # The labels of the tiny set go round: the first thirty are three of each.
+  x = tiny_dataset.train.images_at(np.arange(30)).astype(np.float32) / 255
+  rows = experiment.task.networks.embedder.apply(
+    {'params': state.params['embedder']}, (x - 0.1307) / 0.3081, False
+  )
+  means = _unit(np.asarray(rows)).reshape(3, 10, 50).mean(axis=0)
+  np.testing.assert_allclose(
+    _unit(state.params['head']['proxies']), _unit(means), atol=1e-5
+  )
