@@ -1,9 +1,8 @@
 """The networks there are, what their options may be, and how to build one.
 
-To add a backbone: write its module with a call (images, train) -> `Features`,
-and add its row here. A pooling likewise, with a call (features, train) -> [B,
-F]. What goes together is a row of the case table of
-`tests/models/embedder_test.py`.
+To add a pooling: write its module with a call (features, train) -> [B, F], and
+add its row here; backbones have their rows in `backbones.registry`. What goes
+together is a row of the case table of `tests/models/embedder_test.py`.
 """
 
 import dataclasses
@@ -22,51 +21,12 @@ from retrieval_jax.core.hyperparameters import (
   Numbers,
 )
 from retrieval_jax.models import pooling as pooling_lib
-from retrieval_jax.models.backbones import conv_net
+from retrieval_jax.models.backbones.registry import BACKBONES
 from retrieval_jax.models.dolg import DOLG
 from retrieval_jax.models.embedder import Embedder
 from retrieval_jax.models.necks import NECKS, Neck
 
 DTYPES = ('float32', 'bfloat16')
-
-# How the layers of a backbone are called, first to last: what sees the image,
-# the blocks by their numbers, and the rest.
-LAYERS = (
-  r'(?:stem|patch_embed|positions|class_token|registers|norm_pre).*',
-  r'(?:stage|block|conv|norm)_(\d+)(?:_block_(\d+))?(?:[_/].*)?',
-  r'.*',
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Backbone:
-  """A row of `BACKBONES`.
-
-  Attributes:
-    module: builds it from its options, `dtype` and `axis_name`.
-    options: the keyword arguments a user may set.
-    pooling: the default of `model.pooling`.
-    num_maps: how many maps it gives.
-    has_token: whether it gives a class token.
-    stride: pixels of the image to a place of the last map.
-    min_size: the least height and width of an image.
-    channels: of an image; None: any number.
-    has_batch_norm: whether BatchNorm is in it, a function of its options;
-      `frozen_batch_norm` is seen to apart.
-    layers: regular expressions of the paths of its parameters, first layer to
-      last; see `training.parameter_groups.learning_rates`.
-  """
-
-  module: Callable[..., nn.Module]
-  options: Mapping[str, Hyperparameter]
-  pooling: str = 'average'
-  num_maps: int = 1
-  has_token: bool = False
-  stride: int = 32
-  min_size: int = 32
-  channels: int | None = 3
-  has_batch_norm: Callable[[Mapping[str, Any]], bool] = lambda options: False
-  layers: tuple[str, ...] = LAYERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,35 +54,6 @@ class Pooling:
 
 _SHARE = Number(least=0.0, closed=True, most=0.99)
 _COUNT = Number(least=0, integer=True)
-
-# Options that several backbones have, by the name that they have in all.
-BACKBONE_OPTIONS: dict[str, Hyperparameter] = {
-  'frozen_batch_norm': FLAG,
-  'remat': FLAG,
-  'stochastic_depth': _SHARE,
-  'last_stage_stride': Choice((1, 2)),
-}
-
-
-def _shared(*names: str) -> dict[str, Hyperparameter]:
-  return {name: BACKBONE_OPTIONS[name] for name in names}
-
-
-BACKBONES: dict[str, Backbone] = {
-  'convnet': Backbone(
-    conv_net.ConvNet,
-    options={
-      'normalization': Choice(conv_net.NORMALIZATIONS),
-      **_shared('frozen_batch_norm'),
-    },
-    pooling='flatten',
-    num_maps=3,
-    stride=4,
-    min_size=conv_net.MIN_SIZE,
-    channels=None,
-    has_batch_norm=lambda options: options.get('normalization') == 'batch',
-  ),
-}
 
 _POWER = Number(
   least=pooling_lib.MIN_POWER, closed=True, most=pooling_lib.MAX_POWER
@@ -343,7 +274,8 @@ def check_images(name: str, image_shape: tuple[int, int, int]) -> None:
     image_shape: (H, W, channels).
 
   Raises:
-    InputError: too small, or another number of channels.
+    InputError: too small, no multiple of what a patch has, or another number
+      of channels.
 
   Example:
     >>> check_images('convnet', (28, 28, 1))
@@ -360,6 +292,13 @@ are at least 8 x 8 with model.name 'convnet': set --config.data.image_size=8
       f'images are {size[0]} x {size[1]} pixels; allowed are at least '
       f'{row.min_size} x {row.min_size} with model.name {name!r}: set '
       f'--config.data.image_size={row.min_size}'
+    )
+  if any(pixels % row.multiple for pixels in size):
+    nearest = round(max(size) / row.multiple) * row.multiple
+    raise InputError(
+      f'images are {size[0]} x {size[1]} pixels; allowed are multiples of '
+      f'{row.multiple} with model.name {name!r}: set '
+      f'--config.data.image_size={nearest}'
     )
   if row.channels not in (None, channels):
     raise InputError(

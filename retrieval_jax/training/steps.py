@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from retrieval_jax import losses
+from retrieval_jax import losses, models
 from retrieval_jax.core import arrays, collectives
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.data import augmentation as augmentation_lib
@@ -36,11 +36,13 @@ class Views(NamedTuple):
     scales: of height and width; 1.0 is the image as it is.
     scale_pooling: 'mean', or 'max' to take the largest of the pooled features
       of all scales, each of unit length, before the neck.
+    multiple: what the height and width of a scaled image are multiples of.
   """
 
   flip: bool = False
   scales: tuple[float, ...] = (1.0,)
   scale_pooling: str = 'mean'
+  multiple: int = 1
 
 
 class Task(NamedTuple):
@@ -98,6 +100,7 @@ def make_task(
       bool(config.eval.flip),
       tuple(config.eval.scales),
       config.eval.get('scale_pooling', 'mean'),
+      models.BACKBONES[config.model.name].multiple,
     ),
     chunk_size=None if chunk_size is None else chunk_size // devices,
     frozen=tuple(config.optimizer.get('frozen', ())),
@@ -408,7 +411,7 @@ def embed_step(
   else:
     found = map(network, _views(x, task.views))
   embeddings = sum(map(arrays.normalize, found))
-  if task.views != Views():
+  if task.views._replace(multiple=1) != Views():
     embeddings = arrays.normalize(embeddings)
   return collectives.all_gather_rows(embeddings, axis_name)
 
@@ -425,7 +428,10 @@ def _views(images: jax.Array, views: Views) -> Iterator[jax.Array]:
   """Yields the images at each scale, and flipped."""
   batch, height, width, channels = images.shape
   for scale in views.scales:
-    size = round(height * scale), round(width * scale)
+    size = tuple(
+      max(round(pixels * scale / views.multiple), 1) * views.multiple
+      for pixels in (height, width)
+    )
     view = images
     if size != (height, width):
       shape = (batch, *size, channels)
@@ -460,7 +466,10 @@ def check_views(task: Task) -> None:
       'differs in options or without parameters: leave it out'
     ) from error
   for scale in task.views.scales:
-    one = task._replace(views=Views(scales=(scale,)))
+    views = task.views._replace(
+      flip=False, scales=(scale,), scale_pooling='mean'
+    )
+    one = task._replace(views=views)
     try:
       jax.eval_shape(
         functools.partial(embed_step, task=one, axis_name=None), shapes, image

@@ -293,6 +293,35 @@ class CheckModelTest(parameterized.TestCase):
     with self.assertRaisesRegex(InputError, 'student.embedding_dim is 0'):
       models.check_model('convnet', {'embedding_dim': 0}, prefix='student')
 
+  @parameterized.parameters(
+    # Parameters of the published networks, without what classifies or masks.
+    ('resnet50', {'frozen_batch_norm': True}, 64, 23_508_032, 2048),
+    ('efficientnet_b0', {'pooling': 'gem'}, 64, 4_007_548, 1280),
+    ('mobilenetv2_100', {'last_stage_stride': 1}, 64, 2_223_872, 1280),
+    ('convnext_tiny', {'neck': 'layer_norm_dense'}, 64, 27_818_592, 768),
+    ('dinov2_small', {'dtype': 'bfloat16'}, 28, 22_056_192, 384),
+    ('siglip_base_patch16', {'pooling': 'attention'}, 32, None, 768),
+  )
+  def test_published_backbones_build(self, name, options, size, count, width):
+    embedder = models.build_embedder(name, 16, **options)
+    embeddings, variables = jax.eval_shape(
+      functools.partial(embedder.init_with_output, train=False),
+      jax.random.key(0),
+      jnp.zeros((2, size, size, 3)),
+    )
+    self.assertEqual(embeddings.shape, (2, 16))
+    self.assertEqual(embeddings.dtype, jnp.float32)
+    params = variables['params']
+    self.assertEqual(params['projection']['kernel'].shape, (width, 16))
+    if count is not None:
+      leaves = jax.tree.leaves(params['backbone'])
+      self.assertEqual(sum(leaf.size for leaf in leaves), count)
+
+  def test_images_are_multiples_of_a_patch(self):
+    models.check_images('dinov2_small', (28, 42, 3))
+    with self.assertRaisesRegex(InputError, 'multiples of 14 .*size=252'):
+      models.check_images('dinov2_small', (256, 256, 3))
+
   def test_images_that_a_backbone_does_not_take(self):
     row = models.Backbone(models.ConvNet, {}, min_size=32, channels=3)
     with mock.patch.dict(models.BACKBONES, {'net': row}):

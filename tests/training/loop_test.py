@@ -295,19 +295,20 @@ def test_validation_selects_the_weights_and_the_test_set_has_no_say(
   make_config, tmp_path, monkeypatch
 ):
   measured = []
-  evaluate = evaluation.Evaluator.__call__
+  measure = evaluation.Evaluator.measure
 
-  def watch(self, state, group, name='test', **options):
-    found = evaluate(self, state, group, name, **options)
+  def watch(self, variables, groups, **options):
+    found = measure(self, variables, groups, **options)
     # The second of three evaluations is made the best of the validation set,
     # and the third the best of the test set.
-    better = {'validation': 2, 'test': 3}[name]
-    measured.append(name)
-    value = 0.9 if measured.count(name) == better else 0.1
-    found.result.metrics['mean_average_precision_at_r'] = value
+    for name, one in found.items():
+      measured.append(name)
+      better = {'validation': 2, 'test': 3}[name]
+      value = 0.9 if measured.count(name) == better else 0.1
+      one.result.metrics['mean_average_precision_at_r'] = value
     return found
 
-  monkeypatch.setattr(evaluation.Evaluator, '__call__', watch)
+  monkeypatch.setattr(evaluation.Evaluator, 'measure', watch)
   config = make_config(
     data__validation='classes', eval_every_steps=2, num_train_steps=6
   )
