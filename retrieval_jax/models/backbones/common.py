@@ -1,4 +1,4 @@
-"""What the convolutional backbones share besides convolutions."""
+"""What the backbones share besides their layers."""
 
 import functools
 from collections.abc import Callable
@@ -61,14 +61,16 @@ def skip_images(x: jax.Array, rate: float, train: bool) -> jax.Array:
   'dropout'.
 
   Args:
-    x: [B, h, w, C], what the branch adds.
+    x: [B, ..., C], what the branch adds.
     rate: probability in [0, 1) that an image skips it.
     train: whether any is skipped.
 
   Returns:
-    [B, h, w, C].
+    [B, ..., C].
 
   References:
     Huang et al., Deep networks with stochastic depth, ECCV 2016, eq. 2.
   """
-  return nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=not train)(x)
+  # One draw for all places and features of an image.
+  others = tuple(range(1, x.ndim))
+  return nn.Dropout(rate, broadcast_dims=others, deterministic=not train)(x)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from retrieval_jax.models.backbones.common import skip_images
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   'gelu': lambda x: nn.gelu(x, approximate=False),
   'gelu_tanh': lambda x: nn.gelu(x, approximate=True),
@@ -67,7 +69,7 @@ class Block(nn.Module):
     y = layer_norm(self.epsilon, self.dtype, 'norm_1')(x)
     y = SelfAttention(self.num_heads, self.dtype, name='attention')(y)
     y = self._drop(y)
-    x += self._skip(self._scale('scale_1', y))
+    x += skip_images(self._scale('scale_1', y), self.skip, self.train)
     y = layer_norm(self.epsilon, self.dtype, 'norm_2')(x)
     y = MLP(
       self.mlp_dim,
@@ -77,7 +79,8 @@ class Block(nn.Module):
       self.dtype,
       name='mlp',
     )(y)
-    return x + self._skip(self._scale('scale_2', y))
+    y = skip_images(self._scale('scale_2', y), self.skip, self.train)
+    return x + y
 
   def _scale(self, name: str, y: jax.Array) -> jax.Array:
     if self.layer_scale is None:
@@ -88,12 +91,6 @@ class Block(nn.Module):
 
   def _drop(self, y: jax.Array) -> jax.Array:
     return nn.Dropout(self.dropout, deterministic=not self.train)(y)
-
-  def _skip(self, y: jax.Array) -> jax.Array:
-    # One draw for all tokens and features of an image.
-    return nn.Dropout(
-      self.skip, broadcast_dims=(1, 2), deterministic=not self.train
-    )(y)
 
 
 class SelfAttention(nn.Module):
