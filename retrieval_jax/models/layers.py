@@ -24,6 +24,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from retrieval_jax.core import backend
+
 # Groups of the kernel's gradient: as fast as 8 and 32. A larger batch takes
 # larger groups, so that the compiled program stays small.
 _GROUP_SIZE = 16
@@ -50,7 +52,7 @@ def conv2d(images: jax.Array, kernel: jax.Array) -> jax.Array:
            [4., 6., 4.]], dtype=float32)
   """
   # Other backends have fast kernels for every gradient of a convolution.
-  if jax.default_backend() == 'cpu':
+  if backend.name() == 'cpu':
     return _grouped_conv2d(images, kernel)
   return _conv2d(images, kernel)
 

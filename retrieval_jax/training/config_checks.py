@@ -338,16 +338,31 @@ def validate_evaluation(
     dataset: whose sets are measured.
     num_train: images that post-processing may be fitted on.
   """
-  models.check_images(config.model.name, dataset.image_shape)
-  channels = dataset.image_shape[-1]
+  validate_images(config, dataset.image_shape, dataset.name)
+  _validate_facts(config, dataset)
+  _validate_postprocessing(config, dataset, num_train)
+
+
+def validate_images(
+  config: ml_collections.ConfigDict,
+  image_shape: tuple[int, int, int],
+  name: str,
+) -> None:
+  """Raises `InputError` where the network does not take the images.
+
+  Args:
+    config: `model` and how pictures are normalised are read.
+    image_shape: (H, W, C).
+    name: of the data, for messages.
+  """
+  models.check_images(config.model.name, image_shape)
+  channels = image_shape[-1]
   for key in ('mean', 'std'):
     if len(config.data[key]) not in (1, channels):
       raise InputError(
         f'data.{key} has {len(config.data[key])} numbers; allowed is 1 or '
-        f'{channels}, the channels of {dataset.name}'
+        f'{channels}, the channels of {name}'
       )
-  _validate_facts(config, dataset)
-  _validate_postprocessing(config, dataset, num_train)
 
 
 def _validate_facts(

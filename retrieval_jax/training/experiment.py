@@ -112,10 +112,17 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     evaluator=evaluation_lib.Evaluator(config, task, dataset.class_categories),
     num_steps=num_steps,
     schedule=schedule,
-    optimizer=optim.make_optimizer(
-      config.optimizer,
-      schedule,
-      shard_axis=state_lib.AXIS if config.head.sharded else None,
-      layers=models.BACKBONES[config.model.name].layers,
-    ),
+    optimizer=make_optimizer(config, schedule),
+  )
+
+
+def make_optimizer(
+  config: ml_collections.ConfigDict, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+  """Returns the optimizer of a config, for its backbone and head."""
+  return optim.make_optimizer(
+    config.optimizer,
+    schedule,
+    shard_axis=state_lib.AXIS if config.head.sharded else None,
+    layers=models.BACKBONES[config.model.name].layers,
   )

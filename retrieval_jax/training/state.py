@@ -4,6 +4,7 @@ The state lives twice: on the devices, every leaf with a leading device axis as
 `jax.pmap` takes it, and on the host without that axis, as it is checkpointed.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax
@@ -145,7 +146,7 @@ def parameter_shapes(
   )[0]
 
 
-def create_state(
+def new_state(
   seed: int,
   networks: Networks,
   objective: losses.Objective,
@@ -154,7 +155,7 @@ def create_state(
   *,
   averages: bool = False,
 ) -> TrainState:
-  """Returns the state of step 0 on the host, a function of the seed.
+  """Returns the state of step 0, a function of the seed.
 
   Args:
     seed: of the initial weights.
@@ -164,23 +165,41 @@ def create_state(
     image_shape: (H, W, C).
     averages: whether moving averages of the embedder are kept.
   """
+  params, batch_stats = init_variables(
+    jax.random.key(seed), networks, objective, image_shape
+  )
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    diverged=jnp.zeros((), bool),
+    params=params,
+    batch_stats=batch_stats,
+    loss_state=objective.init_state(),
+    opt_state=optimizer.init(params),
+    averages={'params': params['embedder'], 'batch_stats': batch_stats}
+    if averages
+    else {},
+  )
 
-  def init():
-    params, batch_stats = init_variables(
-      jax.random.key(seed), networks, objective, image_shape
-    )
-    return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      diverged=jnp.zeros((), bool),
-      params=params,
-      batch_stats=batch_stats,
-      loss_state=objective.init_state(),
-      opt_state=optimizer.init(params),
-      averages={'params': params['embedder'], 'batch_stats': batch_stats}
-      if averages
-      else {},
-    )
 
+def create_state(
+  seed: int,
+  networks: Networks,
+  objective: losses.Objective,
+  optimizer: optax.GradientTransformation,
+  image_shape: tuple[int, int, int],
+  *,
+  averages: bool = False,
+) -> TrainState:
+  """Returns `new_state` on the host."""
+  init = functools.partial(
+    new_state,
+    seed,
+    networks,
+    objective,
+    optimizer,
+    image_shape,
+    averages=averages,
+  )
   return jax.device_get(jax.jit(init)())
 
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from retrieval_jax.core import backend
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.data.augmentation import color, geometry, occlusion
 from retrieval_jax.data.augmentation.options import Augmentation
@@ -300,7 +301,7 @@ def _materialized(images, numbers):
   CPU, where it drops optimization barriers before it fuses. Nothing is fused
   across a loop, though, and this one is never entered.
   """
-  if jax.default_backend() != 'cpu':
+  if backend.name() != 'cpu':
     return jax.lax.optimization_barrier(images)
   entered = jnp.isnan(numbers[0, 0]).astype(jnp.int32)
   return jax.lax.while_loop(

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from retrieval_jax.core import backend
 from retrieval_jax.models import layers
 
 PADDINGS = ('symmetric', 'same', 'valid')
@@ -130,7 +131,7 @@ def convolve_depthwise(
            [ 9., 18.]], dtype=float32)
   """
   pads = pads_of(padding, images.shape[1:3], kernel.shape[0], stride)
-  if jax.default_backend() == 'cpu':
+  if backend.name() == 'cpu':
     return _shifted_depthwise(images, kernel, stride, pads)
   return lax.conv_general_dilated(
     images,
