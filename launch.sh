@@ -8,6 +8,8 @@ Usage:
   ./launch.sh --config=configs/circle.py [flags]   train and evaluate
   ./launch.sh check_data --data=FOLDER [flags]     look for faults in data
   ./launch.sh selftest --config=FILE [flags]       check a loss on N devices
+  ./launch.sh plan --config=FILE --device=NAME [flags]
+                                                   memory and hours of a config
   ./launch.sh evaluate --workdir=RUN --config.data.name=NAME [flags]
                                                    measure a run on other data
   ./launch.sh embed --help                         make an index of images
@@ -188,7 +190,7 @@ case "${1:-}" in
     exec "$venv/bin/python" -m pytest "${@:2}"
     ;;
   calibrate | check_data | compare | embed | evaluate | export_index | \
-    export_model | search | selftest)
+    export_model | plan | search | selftest)
     ensure run
     exec "$venv/bin/python" -m "retrieval_jax.$1" "${@:2}"
     ;;

@@ -365,6 +365,7 @@ def test_tensorboard_takes_the_latest_run(machine):
     'evaluate',
     'export_index',
     'export_model',
+    'plan',
     'search',
     'selftest',
   ],

@@ -32,6 +32,8 @@ FLOORS = {
   'training.doctor': 4,
   'training.indexing': 4,
   'training.loop': 4,
+  'training.planner': 4,
+  'training.planner_table': 4,
   'training.selftest': 4,
   '__init__': 5,
   'inference': 5,
@@ -44,6 +46,7 @@ FLOORS = {
   'export_model': 5,
   'search': 5,
   'compare': 5,
+  'plan': 5,
   'selftest': 5,
   'command_line': 5,
 }

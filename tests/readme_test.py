@@ -8,7 +8,7 @@ import shlex
 
 import pytest
 
-from retrieval_jax import compare, main, selftest
+from retrieval_jax import compare, main, plan, selftest
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import config_checks
 
@@ -19,7 +19,8 @@ SNIPPETS = re.findall(r'```python\n(.*?)```', TEXT, flags=re.DOTALL)
 COMMANDS = sorted(
   set(
     re.findall(
-      r'(?:selftest )?--config=configs/[^`\n#]*', TEXT.replace('\\\n', ' ')
+      r'(?:(?:plan|selftest) )?--config=configs/[^`\n#]*',
+      TEXT.replace('\\\n', ' '),
     )
   )
 )
@@ -77,8 +78,10 @@ def test_python(snippet, searched_folder, monkeypatch):
 @pytest.mark.parametrize('command', COMMANDS)
 def test_flags_are_valid(command, monkeypatch):
   monkeypatch.chdir(ROOT)
-  module = selftest if command.startswith('selftest ') else main
-  command = command.removeprefix('selftest ')
+  name = command.partition(' ')[0]
+  module = {'plan': plan, 'selftest': selftest}.get(name, main)
+  if module is not main:
+    command = command.removeprefix(f'{name} ')
   head, braces, rest = command.partition('{')
   names, _, tail = rest.partition('}')
   for name in names.split(',') if braces else ['']:

@@ -421,18 +421,22 @@ def largest(
 
 
 def seconds(step: Step, speed: Speed, utilisation: float) -> float:
-  """Returns the seconds of a step: t = flops / (u peak) + bytes / bandwidth.
-
-  A sum, since what is bound by arithmetic and what is bound by memory are
-  different operations, one after the other.
+  """Returns the seconds of a step: t = max(flops / (u peak), bytes / bandwidth).
 
   Args:
     step: of a config.
     speed: of a device.
     utilisation: u, the share of its peak that is reached, in (0, 1].
 
+  Example:
+    >>> step = Step(None, flops=6 * 10**12, traffic=10**12)
+    >>> seconds(step, Speed(flops=20e12, bandwidth=500e9), utilisation=0.5)
+    2.0
+
   References:
-    The terms are those of the roofline of Williams et al., CACM 2009.
+    Williams et al., Roofline, CACM 2009.
   """
-  found = step.flops / (speed.flops * utilisation)
-  return found + (step.traffic / speed.bandwidth if speed.bandwidth else 0.0)
+  times = [step.flops / (speed.flops * utilisation)]
+  if speed.bandwidth is not None:
+    times.append(step.traffic / speed.bandwidth)
+  return max(times)

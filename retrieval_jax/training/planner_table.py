@@ -93,7 +93,7 @@ def _speed(plan, speeds, utilisation):
     '(estimate)'
   )
   yield (
-    f'assumed: {utilisation:.0%} of the peak and all of the bandwidth are '
+    f'assumed: {utilisation:.0%} of the peak or all of the bandwidth is '
     'reached; no wait for data or other devices'
   )
   yield (

@@ -1,0 +1,162 @@
+"""A plan is what a run really has, where that can be seen."""
+
+import functools
+
+import jax
+import pytest
+
+from retrieval_jax import plan as command
+from retrieval_jax.training import config as config_lib
+from retrieval_jax.training import planner, program_cost, steps
+from retrieval_jax.training.experiment import make_experiment
+
+LARGE = 2**40
+
+
+@pytest.mark.parametrize('sharded', [False, True])
+def test_state_is_what_the_devices_hold(make_config, sharded):
+  config = make_config(
+    'arcface', head__sharded=sharded, optimizer__ema_decay=0.99
+  )
+  experiment = make_experiment(config)
+  state = experiment.replicate(experiment.initial_state())
+  held = sum(
+    leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state)
+  )
+  facts = planner.find_facts(config)
+  found = planner.measure(config, facts, jax.device_count(), 16).memory
+  # Besides: the step and whether it diverged.
+  assert sum(found.state.values()) == held - 4 - 1
+  assert found.state['moving averages'] > 0
+  proxies = state.params['head']['proxies'].addressable_shards[0].data
+  assert found.state['parameters of the head'] == proxies.nbytes
+  rows = 16 if sharded else 4
+  assert found.cosines == 4 * rows * proxies.shape[1]
+
+
+def test_memory_and_work_are_near_those_of_the_compiled_step(make_config):
+  config = make_config('circle', data__batch_size=256)
+  experiment = make_experiment(config)
+  task = steps.make_task(
+    config,
+    config_lib.Classes.of(experiment.dataset),
+    experiment.dataset.image_shape,
+    axis_name=None,
+  )
+  step = functools.partial(
+    steps.train_step,
+    task=task,
+    optimizer=experiment.optimizer,
+    schedule=experiment.schedule,
+    axis_name=None,
+  )
+  state = experiment.initial_state()
+  batch = {
+    'images': jax.ShapeDtypeStruct((256, 8, 8, 1), 'uint8'),
+    'labels': jax.ShapeDtypeStruct((256,), 'int32'),
+  }
+  compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+  cost = program_cost.of(jax.make_jaxpr(step)(state, batch))
+  temporary = compiled.memory_analysis().temp_size_in_bytes
+  assert temporary / planner.MARGIN < cost.peak_bytes < 1.5 * temporary
+  # The compiler leaves the padding out, and counts what is element-wise.
+  work = compiled.cost_analysis()['flops']
+  assert 0.6 * work < cost.flops < 1.6 * work
+
+
+def test_data_need_not_be_there(make_config):
+  config = make_config(
+    'arcface', data__name='gldv2', data__image_size=32, data__channels=3
+  )
+  config_lib.override(config, 'data.mean', '(0.5,)')
+  found = planner.make_plan(config, 4, LARGE, 1000, 50_000)
+  assert found.facts.image_shape == (32, 32, 3)
+  assert found.step.memory.cosines == 4 * 4 * 1000
+  assert found.temporary == {}
+
+
+def test_what_does_not_fit_is_said(make_config):
+  config = make_config()
+  one = planner.make_plan(config, 2, LARGE)
+  need = one.step.memory.total
+  found = planner.make_plan(config, 2, need)
+  # 16 and no whole P x K batch more.
+  assert found.largest_batch == 16
+  assert planner.make_plan(config, 2, need // 1000).largest_batch == 0
+
+
+def test_chunks_bound_the_memory(make_config):
+  # 64 rows a device either way.
+  whole = make_config('circle', data__batch_size=256)
+  chunks = make_config(
+    'circle', data__batch_size=256, gradient_cache__chunk_size=32
+  )
+  facts = planner.find_facts(whole)
+  all_at_once = planner.measure(whole, facts, 4, 256)
+  in_chunks = planner.measure(chunks, facts, 4, 256)
+  assert in_chunks.memory.temporary < all_at_once.memory.temporary
+  assert in_chunks.flops > 1.2 * all_at_once.flops
+
+
+@pytest.mark.parametrize('answer', [1, 2, 7, 31, 1000, 4096])
+def test_largest_is_found_to_within_its_precision(answer):
+  asked = []
+
+  def total(size):
+    asked.append(size)
+    return 50 + 3 * size + size * size // 5000
+
+  found = planner.largest(total, total(answer), first=8, most=4096)
+  assert found <= answer < found + max(1, found // 32) + 1
+  assert len(asked) < 12
+  assert planner.largest(total, 3, first=8, most=4096) == 0
+
+
+def test_time_is_that_of_arithmetic_or_of_memory():
+  step = planner.Step(None, flops=6 * 10**12, traffic=10**11)
+  fast = planner.Speed(20e12, 1e12)
+  assert planner.seconds(step, fast, 0.3) == pytest.approx(1.0)
+  slow = fast._replace(bandwidth=5e10)
+  assert planner.seconds(step, slow, 0.3) == pytest.approx(2.0)
+  unknown = fast._replace(bandwidth=None)
+  assert planner.seconds(step, unknown, 0.5) == pytest.approx(0.6)
+
+
+def test_command(capsys):
+  arguments = ['--config=configs/arcface.py', '--device=rtx_3090']
+  shape = ['--config.data.image_size=8', '--config.data.channels=1']
+  size = ['--num_classes=100', '--num_images=3200']
+  assert command.main([*arguments, *shape, *size]) == 0
+  text = capsys.readouterr().out
+  for words in ('100 classes', '1000 steps', 'exact', 'assumed', 'rtx_3090'):
+    assert words in text
+  assert 'fits into 18432 MiB' in text
+
+
+@pytest.mark.parametrize(
+  'arguments, words',
+  [
+    (['--config=configs/circel.py', '--device=a100'], 'did you mean'),
+    (['--config=configs/circle.py'], '--device_memory_gb=24'),
+    (['--config=configs/circle.py', '--device=a10'], "did you mean 'a100'"),
+    (['--config=configs/circle.py', '--devices=0'], '--devices'),
+    (['--config=configs/circle.py', '--utilisation=30'], 'up to 1'),
+    (['--config=configs/circle.py', '--flops_per_second=nan'], 'above 0'),
+    (
+      ['--config=configs/circle.py', '--device=a100', '--devices=5'],
+      'multiple of the 5 devices',
+    ),
+    (
+      [
+        '--config=configs/circle.py:gldv2',
+        '--device=a100',
+        '--num_classes=9',
+      ],
+      '--num_images',
+    ),
+  ],
+)
+def test_mistakes_get_one_line(arguments, words, capsys):
+  assert command.main(arguments) == 2
+  (line,) = capsys.readouterr().err.strip().splitlines()
+  assert words in line
