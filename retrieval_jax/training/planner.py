@@ -421,7 +421,9 @@ def largest(
 
 
 def seconds(step: Step, speed: Speed, utilisation: float) -> float:
-  """Returns the seconds of a step: t = max(flops / (u peak), bytes / bandwidth).
+  """Returns the seconds of a step.
+
+  t = max(flops / (u peak), bytes / bandwidth).
 
   Args:
     step: of a config.

@@ -89,13 +89,17 @@ def _speed(plan, speeds, utilisation):
   step = plan.step
   yield (
     f'a step on each device: {step.flops / 1e12:.3f} TFLOP of convolutions and '
-    f'matrix products (counted), {step.traffic / 1e9:.1f} GB read and written '
+    'matrix'
+  )
+  yield (
+    f'products (counted), {step.traffic / 1e9:.1f} GB read and written '
     '(estimate)'
   )
   yield (
     f'assumed: {utilisation:.0%} of the peak or all of the bandwidth is '
-    'reached; no wait for data or other devices'
+    'reached; no wait'
   )
+  yield 'for data or other devices'
   yield (
     f'{"device":12} {"peak TFLOP/s":>12} {"GB/s":>6} {"images/s":>9} '
     f'{"hours":>9}'
