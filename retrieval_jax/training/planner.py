@@ -338,6 +338,11 @@ def make_plan(
   """
   config_checks.validate(config, num_devices)
   facts = find_facts(config, num_classes, num_images)
+  if config.data.batch_size > facts.num_images:
+    raise InputError(
+      f'data.batch_size is {config.data.batch_size}; allowed is at most '
+      f'{facts.num_images}, the number of training images: set it lower'
+    )
   step_of = functools.cache(
     functools.partial(measure, config, facts, num_devices)
   )
@@ -371,7 +376,7 @@ def make_plan(
       lambda units: step_of(units * unit).memory.total,
       budget,
       first=max(1, batch_size // unit),
-      most=max(1, _MAX_ROWS * num_devices // unit),
+      most=min(_MAX_ROWS * num_devices, facts.num_images) // unit,
     )
     * unit,
   )

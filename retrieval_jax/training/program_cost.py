@@ -73,7 +73,7 @@ def of(program: core.ClosedJaxpr | core.Jaxpr) -> Cost:
   Example:
     >>> shape = jax.ShapeDtypeStruct((8, 8), 'float32')
     >>> of(jax.make_jaxpr(lambda a: (a @ a).sum())(shape))
-    Cost(flops=1024, peak_bytes=260, traffic_bytes=1028)
+    Cost(flops=1024, peak_bytes=260, traffic_bytes=772)
   """
   jaxpr = getattr(program, 'jaxpr', program)
   sizes: dict[int, int] = {}

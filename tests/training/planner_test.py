@@ -6,8 +6,9 @@ import jax
 import pytest
 
 from retrieval_jax import plan as command
+from retrieval_jax.core.errors import InputError
 from retrieval_jax.training import config as config_lib
-from retrieval_jax.training import planner, program_cost, steps
+from retrieval_jax.training import planner, planner_table, program_cost, steps
 from retrieval_jax.training.experiment import make_experiment
 
 LARGE = 2**40
@@ -35,7 +36,7 @@ def test_state_is_what_the_devices_hold(make_config, sharded):
 
 
 def test_memory_and_work_are_near_those_of_the_compiled_step(make_config):
-  config = make_config('circle', data__batch_size=256)
+  config = make_config('circle')
   experiment = make_experiment(config)
   task = steps.make_task(
     config,
@@ -69,20 +70,53 @@ def test_data_need_not_be_there(make_config):
     'arcface', data__name='gldv2', data__image_size=32, data__channels=3
   )
   config_lib.override(config, 'data.mean', '(0.5,)')
-  found = planner.make_plan(config, 4, LARGE, 1000, 50_000)
-  assert found.facts.image_shape == (32, 32, 3)
-  assert found.step.memory.cosines == 4 * 4 * 1000
-  assert found.temporary == {}
+  facts = planner.find_facts(config, 1000, 50_000)
+  assert facts.image_shape == (32, 32, 3)
+  assert facts.num_images == 50_000
+  found = planner.measure(config, facts, 4, 16)
+  assert found.memory.cosines == 4 * 4 * 1000
 
 
-def test_what_does_not_fit_is_said(make_config):
+@pytest.fixture
+def linear_memory(monkeypatch):
+  """Takes 1000 bytes, and of each image 2, with the margin 3."""
+
+  def measure(config, facts, num_devices, batch_size):
+    rows = batch_size // num_devices
+    memory = planner.Memory({'optimizer': 1000}, 0, 2 * rows, 0, 0)
+    return planner.Step(memory, flops=rows, traffic=rows)
+
+  monkeypatch.setattr(planner, 'measure', measure)
+
+
+def test_what_does_not_fit_is_said(make_config, linear_memory):
   config = make_config()
-  one = planner.make_plan(config, 2, LARGE)
-  need = one.step.memory.total
-  found = planner.make_plan(config, 2, need)
-  # 16 and no whole P x K batch more.
-  assert found.largest_batch == 16
-  assert planner.make_plan(config, 2, need // 1000).largest_batch == 0
+  found = planner.make_plan(config, 2, 1000 + 3 * 20)
+  assert found.step.memory.total == 1000 + 3 * 8
+  assert found.largest_batch == 40
+  assert planner.make_plan(config, 2, 1002).largest_batch == 0
+  text = planner_table.table(found, {'x': planner.Speed(1e3, None)}, 0.5)
+  assert 'batch 16 fits into 0 MiB' in text
+  assert '40, 20 on each device' in text
+  found = planner.make_plan(config, 2, 1002)
+  text = planner_table.table(found, {}, 0.5)
+  assert 'does NOT fit' in text and 'no batch fits' in text
+
+
+def test_batches_are_multiples_of_devices_classes_and_chunks(
+  make_config, linear_memory
+):
+  config = make_config(data__batch_size=24, gradient_cache__chunk_size=12)
+  config.data.classes_per_batch = 3  # Of 8 images each.
+  found = planner.make_plan(config, 2, 1000 + 3 * 35)
+  assert found.largest_batch == 48
+
+
+def test_no_batch_is_larger_than_the_data(make_config, linear_memory):
+  found = planner.make_plan(make_config(), 2, LARGE)
+  assert found.largest_batch == found.facts.num_images == 80
+  with pytest.raises(InputError, match='data.batch_size is 16; .* at most 12'):
+    planner.make_plan(make_config(), 2, LARGE, num_images=12)
 
 
 def test_chunks_bound_the_memory(make_config):
@@ -125,10 +159,10 @@ def test_time_is_that_of_arithmetic_or_of_memory():
 def test_command(capsys):
   arguments = ['--config=configs/arcface.py', '--device=rtx_3090']
   shape = ['--config.data.image_size=8', '--config.data.channels=1']
-  size = ['--num_classes=100', '--num_images=3200']
+  size = ['--num_classes=100', '--num_images=32']
   assert command.main([*arguments, *shape, *size]) == 0
   text = capsys.readouterr().out
-  for words in ('100 classes', '1000 steps', 'exact', 'assumed', 'rtx_3090'):
+  for words in ('100 classes', '10 steps', 'exact', 'assumed', 'rtx_3090'):
     assert words in text
   assert 'fits into 18432 MiB' in text
 
