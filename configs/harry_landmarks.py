@@ -75,8 +75,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     arg: a loss, arcface or circle, or a stage, or both with a comma between.
   """
   words = arg.split(',') if arg else []
+  for word in words:
+    if word not in (*LOSSES, *_STAGES):
+      allowed = ', '.join((*LOSSES, *_STAGES))
+      raise ValueError(f'{word!r} is no loss and no stage: {allowed}')
   stages = [word for word in words if word in _STAGES]
-  losses = [word for word in words if word not in _STAGES]
+  losses = [word for word in words if word in LOSSES]
   if len(stages) > 1 or len(losses) > 1:
     raise ValueError(f'{arg!r} is more than one loss and one stage')
   config = recipe(*losses)

@@ -42,7 +42,7 @@ def test_every_config_validates(config):
 @pytest.mark.parametrize(
   'argument, words',
   [
-    ('stage4', "'stage4' is no loss of Harry: arcface, circle"),
+    ('stage4', "'stage4' is no loss and no stage: arcface, circle, stage1"),
     ('stage1,stage2', 'more than one loss and one stage'),
     ('arcface,circle', 'more than one loss and one stage'),
   ],

@@ -97,10 +97,10 @@ def gldv2(folder: pathlib.Path) -> None:
   """Four landmarks; a query of each looks for its pictures in the index."""
   ids = {'train': {}, 'index': {}, 'test': {}}
   for row, label, number in _pictures(4):
-    ids['train'].setdefault(label, []).append(f'{row:x}{row:015x}')
+    ids['train'].setdefault(label, []).append(f'{row:016x}')
     if number < 2:
-      ids['index'].setdefault(label, []).append(f'{row:x}{row + 100:015x}')
-  ids['test'] = {label: [f'{label:x}{label + 200:015x}'] for label in (1, 2)}
+      ids['index'].setdefault(label, []).append(f'{row + 100:016x}')
+  ids['test'] = {label: [f'{label + 200:016x}'] for label in (1, 2)}
   for number, (part, classes) in enumerate(ids.items()):
     for label, images in classes.items():
       for i, name in enumerate(images):
