@@ -6,6 +6,7 @@ import ml_collections
 import pytest
 
 from retrieval_jax.core.errors import InputError
+from retrieval_jax.metrics import protocols
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import config_checks
 
@@ -14,6 +15,15 @@ CONFIGS = sorted(
   for path in (pathlib.Path(__file__).parents[2] / 'configs').glob('*.py')
   if path.stem not in ('default', '__init__')
 )
+# What comes after the colon, where it is not the data.
+_LOSSES = ('', ':triplet_margin', ':arcface', ':cosface')
+_ARGUMENTS = {
+  'zero_shot': _LOSSES,
+  **dict.fromkeys(protocols.zero_shot.BENCHMARKS, (*_LOSSES, ':proxy_anchor')),
+  'harry_mnist': ('', ':circle'),
+  'harry_small': ('', ':circle'),
+  'harry_landmarks': ('', ':circle', ':stage2', ':circle,stage3'),
+}
 
 
 @pytest.mark.parametrize(
@@ -21,16 +31,26 @@ CONFIGS = sorted(
   [
     f'{path}{argument}'
     for path in CONFIGS
-    for argument in (
-      ('', ':triplet_margin', ':arcface', ':cosface')
-      if path.stem == 'zero_shot'
-      else ('', ':mnist', ':fashion_mnist')
-    )
+    for argument in _ARGUMENTS.get(path.stem, ('', ':mnist', ':fashion_mnist'))
   ],
   ids=lambda config: pathlib.Path(config).name,
 )
 def test_every_config_validates(config):
   config_checks.validate(config_lib.load(config))
+
+
+@pytest.mark.parametrize(
+  'argument, words',
+  [
+    ('stage4', "'stage4' is no loss and no stage: arcface, circle, stage1"),
+    ('stage1,stage2', 'more than one loss and one stage'),
+    ('arcface,circle', 'more than one loss and one stage'),
+  ],
+)
+def test_arguments_that_harry_does_not_take(argument, words):
+  path = CONFIGS[0].with_name('harry_landmarks.py')
+  with pytest.raises(InputError, match=words):
+    config_lib.load(f'{path}:{argument}')
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,10 @@ def make_config():
   """Returns a function from a config's name and overrides to a tiny config."""
 
   def make(name='circle', **overrides):
-    config = config_lib.load(f'{CONFIGS / name}.py')
+    file, _, argument = name.partition(':')
+    config = config_lib.load(
+      f'{CONFIGS / file}.py{argument and f":{argument}"}'
+    )
     values = {
       'data.name': 'tiny',
       'data.classes_per_batch': 4 if config.data.classes_per_batch else 0,
