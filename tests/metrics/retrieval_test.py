@@ -232,8 +232,9 @@ class SameResultTest(parameterized.TestCase):
         result.per_query[name], other.per_query[name]
       )
 
-  @parameterized.product(
-    counter=('compare', 'sort'), num_devices=(1, 4), budget_mb=(20, 128)
+  # Each value of one with each value of the others.
+  @parameterized.parameters(
+    ('compare', 1, 20), ('compare', 4, 128), ('sort', 1, 128), ('sort', 4, 20)
   )
   def test_counter_devices_and_budget(self, counter, num_devices, budget_mb):
     # Classes of unequal sizes; more rows than a tile, and a tie.

@@ -121,7 +121,9 @@ _PHASES = {
 }
 
 
-@pytest.mark.parametrize('options', [{}, _PHASES])
+@pytest.mark.parametrize(
+  'options', [{}, pytest.param(_PHASES, marks=pytest.mark.slow)]
+)
 def test_continued_equals_uninterrupted(
   make_config, tmp_path, monkeypatch, options
 ):
@@ -362,6 +364,7 @@ def test_a_mixture_is_measured_set_by_set(make_config, tmp_path):
   assert (tmp_path / 'report-two.html').exists()
 
 
+@pytest.mark.slow
 def test_views_change_the_embedding_alike_in_evaluation_and_use(
   make_config, tmp_path, tiny_dataset
 ):
@@ -384,6 +387,7 @@ def test_views_change_the_embedding_alike_in_evaluation_and_use(
   assert np.abs(flipped - embeddings).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_evaluation_may_pool_otherwise(make_config, tmp_path, tiny_dataset):
   trained = {'model__pooling': 'gem', 'num_train_steps': 1}
   loop.train_and_evaluate(make_config(**trained), str(tmp_path))

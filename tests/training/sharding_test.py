@@ -24,6 +24,11 @@ CONFIG = {
   'weight_decay': 0.01,
   'clip_norm': 0.5,
   'head_learning_rate_multiplier': 3.0,
+  'backbone_learning_rate_multiplier': 1.0,
+  'layer_decay': 1.0,
+  'frozen': (),
+  'head_only_steps': 0,
+  'accumulate_steps': 1,
 }
 
 

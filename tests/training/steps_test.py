@@ -288,6 +288,7 @@ def test_the_gradient_cache_is_the_direct_gradient(
     np.testing.assert_allclose(cached, direct, atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 def test_the_gradient_cache_needs_the_memory_of_a_chunk(
   make_config, tiny_dataset
 ):
