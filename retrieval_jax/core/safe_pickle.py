@@ -6,6 +6,7 @@ arrays of numbers need, made anew for each file, and is refused for any other.
 A format that has more (tensors of torch) brings the stand-ins for them.
 """
 
+import abc
 import contextlib
 import io
 import os
@@ -87,15 +88,15 @@ class StandIn:
     return self._function(*args)
 
 
-class Placeholder:
+class Placeholder(abc.ABC):
   """Stands for a value that is made when the whole pickle has been read."""
 
   __slots__ = ()
   __setstate__ = refuse_state
 
+  @abc.abstractmethod
   def value(self) -> Any:
     """Returns the value; raises `ValueError` if it cannot be made."""
-    raise NotImplementedError
 
 
 class Unpickler(pickle.Unpickler):
