@@ -27,6 +27,7 @@ from retrieval_jax import data, metrics, neighbors
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.training import ablation, checkpoint, steps
 from retrieval_jax.training import config as config_lib
+from retrieval_jax.training.views import Views
 
 _CHAINS = (
   ('pca_whitening', 'alpha_query_expansion', 'k_reciprocal'),
@@ -42,8 +43,8 @@ _OPTIONS = {
   'constant_threshold': {'threshold': 0.9},
 }
 _VIEWS = {
-  'flip': steps.Views(flip=True),
-  'scales 0.8, 1, 1.25': steps.Views(scales=(0.8, 1.0, 1.25)),
+  'flip': Views(flip=True),
+  'scales 0.8, 1, 1.25': Views(scales=(0.8, 1.0, 1.25)),
 }
 _SHOWN = (
   'precision_at_1',
@@ -102,7 +103,7 @@ def compare(workdir, only):
     'validation': dataset.validations['validation'].query,
     'test': dataset.tests['test'].query,
   }
-  embed = embedder(workdir, steps.Views())
+  embed = embedder(workdir, Views())
   train = embed(dataset.train)
 
   def embedded(rows):

@@ -9,6 +9,7 @@ from retrieval_jax import data
 from retrieval_jax.training import evaluation as evaluation_lib
 from retrieval_jax.training import state as state_lib
 from retrieval_jax.training import steps
+from retrieval_jax.training.views import Views
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def with_class_means(
   networks = task.networks
   plain = task._replace(
     networks=networks._replace(measured_embedder=networks.embedder),
-    views=steps.Views(),
+    views=Views(),
   )
   images = train.subset(rows)
   embeddings, readable = evaluation_lib.Evaluator(config, plain).embed(

@@ -5,7 +5,7 @@ of its axis, on the same global batch to the same result.
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax
@@ -22,27 +22,12 @@ from retrieval_jax.data import transforms
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import parameter_groups, sharding
 from retrieval_jax.training import state as state_lib
+from retrieval_jax.training import views as views_lib
 from retrieval_jax.training.config import Classes
 from retrieval_jax.training.state import Networks, TrainState
+from retrieval_jax.training.views import Views
 
 Scalars = dict[str, jax.Array]
-
-
-class Views(NamedTuple):
-  """How an image is seen when it is embedded; the views are averaged.
-
-  Attributes:
-    flip: whether also from left to right.
-    scales: of height and width; 1.0 is the image as it is.
-    scale_pooling: 'mean', or 'max' to take the largest of the pooled features
-      of all scales, each of unit length, before the neck.
-    multiple: what the height and width of a scaled image are multiples of.
-  """
-
-  flip: bool = False
-  scales: tuple[float, ...] = (1.0,)
-  scale_pooling: str = 'mean'
-  multiple: int = 1
 
 
 class Task(NamedTuple):
@@ -387,10 +372,8 @@ def embed_step(
 ) -> jax.Array:
   """Embeds images, the same way in training, evaluation and use.
 
-  With several views (`eval.flip`, `eval.scales`) the embedding is the
-  normalised sum of theirs; with `eval.scale_pooling='max'` that of the views
-  and their mirror images, the pooled features of the scales maximised over
-  (Scale GeM of infinite power: Shao et al., ICCV 2023, section 3.2).
+  Several views of an image (`eval.flip`, `eval.scales`) are one embedding, see
+  `views.embed`.
 
   Args:
     variables: {'params': of the embedder, 'batch_stats'}.
@@ -405,40 +388,8 @@ def embed_step(
   network = functools.partial(
     task.networks.measured_embedder.apply, variables, train=False
   )
-  if task.views.scale_pooling == 'max':
-    seen = [x, x[:, :, ::-1]] if task.views.flip else [x]
-    found = [_max_over_scales(network, view, task.views) for view in seen]
-  else:
-    found = map(network, _views(x, task.views))
-  embeddings = sum(map(arrays.normalize, found))
-  if task.views._replace(multiple=1) != Views():
-    embeddings = arrays.normalize(embeddings)
+  embeddings = views_lib.embed(network, x, task.views)
   return collectives.all_gather_rows(embeddings, axis_name)
-
-
-def _max_over_scales(network, images, views):
-  pooled = (
-    arrays.normalize(network(view, method='pool'))
-    for view in _views(images, views._replace(flip=False))
-  )
-  return network(functools.reduce(jnp.maximum, pooled), method='project')
-
-
-def _views(images: jax.Array, views: Views) -> Iterator[jax.Array]:
-  """Yields the images at each scale, and flipped."""
-  batch, height, width, channels = images.shape
-  for scale in views.scales:
-    size = tuple(
-      max(round(pixels * scale / views.multiple), 1) * views.multiple
-      for pixels in (height, width)
-    )
-    view = images
-    if size != (height, width):
-      shape = (batch, *size, channels)
-      view = jax.image.resize(images, shape, 'linear', antialias=True)
-    yield view
-    if views.flip:
-      yield view[:, :, ::-1]
 
 
 def check_views(task: Task) -> None:
@@ -466,10 +417,10 @@ def check_views(task: Task) -> None:
       'differs in options or without parameters: leave it out'
     ) from error
   for scale in task.views.scales:
-    views = task.views._replace(
+    view = task.views._replace(
       flip=False, scales=(scale,), scale_pooling='mean'
     )
-    one = task._replace(views=views)
+    one = task._replace(views=view)
     try:
       jax.eval_shape(
         functools.partial(embed_step, task=one, axis_name=None), shapes, image
