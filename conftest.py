@@ -6,6 +6,7 @@ It stands beside the package so that its doctests run under it too.
 import os
 import pathlib
 import tempfile
+from unittest import mock
 
 import jax
 import numpy as np
@@ -55,18 +56,30 @@ def programs_are_let_go():
   jax.clear_caches()
 
 
+@pytest.fixture
+def no_drawings(monkeypatch):
+  """Leaves the drawings of reports blank: they are half of a small run's time.
+
+  What is in them is tested where it is drawn: `report_test.py` and its like.
+  """
+  from retrieval_jax.training import report_page
+
+  monkeypatch.setattr(report_page, 'picture_tag', lambda draw, alt: '')
+
+
 @pytest.fixture(scope='session')
 def example_folder(tmp_path_factory):
   """A folder with a run in `runs/circle` and the images that examples name."""
   from retrieval_jax import data
-  from retrieval_jax.training import config, loop
+  from retrieval_jax.training import config, loop, report_page
 
   folder = tmp_path_factory.mktemp('example')
   settings = config.load(
     str(pathlib.Path(__file__).parent / 'configs/circle.py')
   )
   config.override(settings, 'num_train_steps', '2')
-  loop.train_and_evaluate(settings, str(folder / 'runs' / 'circle'))
+  with mock.patch.object(report_page, 'picture_tag', lambda draw, alt: ''):
+    loop.train_and_evaluate(settings, str(folder / 'runs' / 'circle'))
   query = data.load_dataset('mnist_5k').tests['test'].query
   names = ('query.png', 'a.png', 'b.png', 'c.png')
   names += tuple(f'photos/{name}' for name in names[1:])

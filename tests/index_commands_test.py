@@ -15,6 +15,8 @@ from retrieval_jax.training import checkpoint, results
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training.experiment import make_experiment
 
+pytestmark = pytest.mark.usefixtures('no_drawings')
+
 ROOT = pathlib.Path(__file__).parents[1]
 RUN = '--workdir=runs/circle'
 

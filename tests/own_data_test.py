@@ -21,6 +21,8 @@ import sys
 import numpy as np
 import tensorflow_datasets as tfds
 
+pytestmark = pytest.mark.usefixtures('no_drawings')
+
 colors = np.random.default_rng(0).integers(0, 256, (10, 1, 1, 3))
 
 def examples(rows):
@@ -150,6 +152,7 @@ def test_a_table(images, table, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_a_tfds_set(tfds_folder, tmp_path):
   assert not _train(
     tmp_path,

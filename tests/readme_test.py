@@ -12,6 +12,8 @@ from retrieval_jax import compare, main, plan, selftest
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import config_checks
 
+pytestmark = pytest.mark.usefixtures('no_drawings')
+
 ROOT = pathlib.Path(__file__).parents[1]
 TEXT = (ROOT / 'README.md').read_text()
 SNIPPETS = re.findall(r'```python\n(.*?)```', TEXT, flags=re.DOTALL)

@@ -211,8 +211,8 @@ class CountTest(parameterized.TestCase):
         if above and distances[a, n] <= upper[a, p]:
           expected_p[a, p] += 1
           expected_n[a, n] += 1
-      counts = counting.count_triplets(
-        jnp.asarray(distances), positives, negatives, low, jnp.asarray(upper)
+      counts = jax.jit(counting.count_triplets)(
+        distances, positives, negatives, low, upper
       )
       np.testing.assert_array_equal(counts[0], expected_p)
       np.testing.assert_array_equal(counts[1], expected_n)
@@ -220,38 +220,45 @@ class CountTest(parameterized.TestCase):
   def test_blocks_of_rows_are_the_same_counts(self):
     d, positives, negatives = map(jnp.asarray, make_pairs(7, 37))
     arguments = d, positives, negatives, d - 0.25, d + 0.5
-    expected = counting.count_triplets(*arguments)
+    expected = jax.jit(counting.count_triplets)(*arguments)
     with mock.patch.multiple(counting, _MAX_PAIRS=100, _BLOCK=75):
       for low in (arguments[3], None):
-        found = counting.count_triplets(*arguments[:3], low, arguments[4])
+        # Another function, so that it is traced anew.
+        found = jax.jit(lambda *given: counting.count_triplets(*given))(
+          *arguments[:3], low, arguments[4]
+        )
         if low is not None:
           np.testing.assert_array_equal(found[0], expected[0])
           np.testing.assert_array_equal(found[1], expected[1])
         self.assertEqual(found[0].sum(), found[1].sum())
 
-  def test_no_rows_and_no_columns(self):
-    for shape in ((0, 3), (3, 0)):
-      empty = jnp.zeros(shape)
+  @parameterized.parameters((0, 3), (3, 0))
+  def test_no_rows_and_no_columns(self, *shape):
+    names = set(mining.MINERS) - {'hard_cluster', 'packaged_triplets'}
+
+    @jax.jit
+    def run(empty, row_keys):
       mask = empty > 0
-      counts = counting.count_triplets(empty, mask, mask, None, empty)
-      self.assertEqual(counts[0].shape, shape)
-      for name in mining.MINERS:
-        if name in ('hard_cluster', 'packaged_triplets'):
-          continue
+      found = {'': counting.count_triplets(empty, mask, mask, None, empty)}
+      for name in names:
         row = mining.MINERS[name]
         needs = {
           'inverted': False,
           'candidates': jnp.ones((shape[1], 4)),
           'distance': row.distance,
-          'row_keys': jax.random.split(jax.random.key(0), shape[0]),
+          'row_keys': row_keys,
         }
-        found = row.function(
+        found[name] = row.function(
           empty, mask, mask, **{name: needs[name] for name in row.needs}
         )
         if row.kind == 'triplet':
-          found = mining.triplets_to_masks(found, mask, mask)
-        self.assertEqual(found[0].shape, shape, name)
-        self.assertEqual(found[1].shape, shape, name)
+          found[name] = mining.triplets_to_masks(found[name], mask, mask)
+      return found
+
+    keys = jax.random.split(jax.random.key(0), shape[0])
+    for name, found in run(jnp.zeros(shape), keys).items():
+      self.assertEqual(found[0].shape, shape, name)
+      self.assertEqual(found[1].shape, shape, name)
 
 
 class RandomTest(parameterized.TestCase):
@@ -353,20 +360,20 @@ class ComputeTest(parameterized.TestCase):
     x, y = random.randn(12, 4).astype(np.float32), np.arange(12) % 3
 
     def loss_fn(x):
-      return jnp.stack(
-        [
-          losses.compute(loss, x, y, miner=name)
-          for loss in ('contrastive', 'triplet_margin')
-        ]
-      )
+      values = [
+        losses.compute(loss, x, y, miner=name)
+        for loss in ('contrastive', 'triplet_margin')
+      ]
+      return sum(values), values
 
-    step = jax.jit(lambda x: (loss_fn(x), jax.jacrev(loss_fn)(x)))
-    values, gradients = step(jnp.asarray(x))
+    step = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+    (_, values), gradient = step(x)
     self.assertTrue(np.all(np.isfinite(values)))
-    self.assertTrue(np.all(np.isfinite(gradients)))
+    self.assertTrue(np.all(np.isfinite(gradient)))
     lost = x.copy()
     lost[4] = np.nan
-    self.assertTrue(np.all(np.isnan(step(jnp.asarray(lost))[0])))
+    (_, values), _ = step(lost)
+    self.assertTrue(np.all(np.isnan(values)))
 
 
 if __name__ == '__main__':

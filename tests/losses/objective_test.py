@@ -1,6 +1,7 @@
 """What the objective adds to a loss: sums, chunks, memory, views, weights."""
 
 import dataclasses
+import functools
 from unittest import mock
 
 import jax
@@ -25,14 +26,23 @@ def objective(options, **more):
   )
 
 
+def compute(name, *arrays, **options):
+  # Compiled whole: operation by operation takes five times as long.
+  return jax.jit(functools.partial(losses.compute, name, **options))(*arrays)
+
+
 def loss_of(target, x=X, labels=Y, state=None, **batch):
+  def run(state, batch):
+    return target(
+      target.init_params(jax.random.key(0)),
+      state,
+      batch,
+      proxies=jnp.asarray(PROXIES) if target.centers else None,
+    )
+
   state = target.init_state() if state is None else state
-  return target(
-    target.init_params(jax.random.key(0)),
-    state,
-    losses.Batch(jnp.asarray(x), jnp.asarray(labels), **batch),
-    proxies=jnp.asarray(PROXIES) if target.centers else None,
-  )
+  batch = losses.Batch(jnp.asarray(x), jnp.asarray(labels), **batch)
+  return jax.jit(run)(state, batch)
 
 
 class SumTest(parameterized.TestCase):
@@ -45,8 +55,8 @@ class SumTest(parameterized.TestCase):
       },
     }
     found = loss_of(objective(options))
-    pairs = losses.compute('contrastive', X, Y)
-    classes = losses.compute('cosface', X, Y, proxies=PROXIES)
+    pairs = compute('contrastive', X, Y)
+    classes = compute('cosface', X, Y, proxies=PROXIES)
     np.testing.assert_allclose(found.loss, 0.5 * pairs + 2 * classes, rtol=1e-5)
     np.testing.assert_allclose(
       found.scalars['loss_classes'], classes, rtol=1e-5
@@ -61,13 +71,14 @@ class SumTest(parameterized.TestCase):
 
   def test_class_weights_are_those_of_the_anchors(self):
     weights = (1.0, 0.5, 2.0, 0.0)
-    value = losses.compute(
-      'cosface', X, Y, proxies=PROXIES, class_weights=weights
-    )
-    each = [
-      losses.compute('cosface', X[i : i + 1], Y[i : i + 1], proxies=PROXIES)
-      for i in range(len(X))
-    ]
+    value = compute('cosface', X, Y, proxies=PROXIES, class_weights=weights)
+    each = jax.jit(
+      jax.vmap(
+        lambda x, y: losses.compute(
+          'cosface', x[None], y[None], proxies=PROXIES
+        )
+      )
+    )(X, Y)
     expected = np.mean(
       [w * v for w, v in zip(np.take(weights, Y), each, strict=True)]
     )
@@ -101,13 +112,13 @@ class ChunksTest(parameterized.TestCase):
     'recall_at_k',
   )
   def test_chunks_change_nothing(self, name):
-    def run(x):
-      return losses.compute(name, x, Y)
+    def value_and_grad(x):
+      return jax.value_and_grad(lambda x: losses.compute(name, x, Y))(x)
 
-    expected = jax.value_and_grad(run)(X)
+    expected = jax.jit(value_and_grad)(X)
     # 12 x 12 pairs in chunks of 5 anchors, the last of them padded.
     with mock.patch.object(pair_terms_lib, 'MAX_PAIRS', 60):
-      actual = jax.value_and_grad(run)(X)
+      actual = jax.jit(lambda x: value_and_grad(x))(X)
     np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5)
     np.testing.assert_allclose(actual[1], expected[1], atol=1e-5)
 
@@ -133,14 +144,14 @@ class MemoryTest(parameterized.TestCase):
     target = objective('contrastive', memory_size=12)
     first = loss_of(target, X, Y)
     np.testing.assert_allclose(
-      first.loss, losses.compute('contrastive', X, Y), rtol=1e-6
+      first.loss, compute('contrastive', X, Y), rtol=1e-6
     )
     later = X[::-1] + 0.1
 
     def run(x):
       return loss_of(target, x, Y, state=first.state, step=1).loss
 
-    value, gradient = jax.value_and_grad(run)(later)
+    value, gradient = jax.jit(jax.value_and_grad(run))(later)
     # The same by hand: the batch against itself and the first batch.
     matrix = np.zeros((12, 24), bool)
     matrix[:, :12] = np.eye(12)
@@ -160,7 +171,7 @@ class MemoryTest(parameterized.TestCase):
       )
       return losses.reduce_terms(terms)[0]
 
-    by_hand = jax.value_and_grad(expected)(jnp.asarray(later))
+    by_hand = jax.jit(jax.value_and_grad(expected))(jnp.asarray(later))
     np.testing.assert_allclose(value, by_hand[0], rtol=1e-5)
     np.testing.assert_allclose(gradient, by_hand[1], atol=1e-6)
 
@@ -171,7 +182,7 @@ class MemoryTest(parameterized.TestCase):
       x = np.roll(X, step, axis=0)
       found = loss_of(target, x, Y, state=state, step=step)
       state = found.state
-      gaps.append(abs(found.loss - losses.compute('contrastive', x, Y)))
+      gaps.append(abs(found.loss - compute('contrastive', x, Y)))
     np.testing.assert_allclose(gaps[:2], 0, atol=1e-5)
     self.assertGreater(gaps[2], 1e-3)
 
@@ -217,10 +228,11 @@ class MemoryTest(parameterized.TestCase):
       in_axes=(0, 0, None, None),
       devices=jax.local_devices()[:4],
     )
+    run_one = jax.jit(functools.partial(run, one))
     state = p_state = one.init_state()
     for step in range(3):
       x = X + 0.3 * step
-      (value, state), gradient = run(one, jnp.asarray(x), Y, state, step)
+      (value, state), gradient = run_one(jnp.asarray(x), Y, state, step)
       (p_value, p_state), p_gradient = p_run(
         x.reshape(4, 3, 5), Y.reshape(4, 3), p_state, step
       )
@@ -244,7 +256,7 @@ class ViewsTest(parameterized.TestCase):
     labels = np.concatenate([Y[:6], Y[:6]])
     found = loss_of(target, X, labels).loss
     images = np.concatenate([np.arange(6), np.arange(6)])
-    expected = losses.compute('ntxent', X, images)
+    expected = compute('ntxent', X, images)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
   def test_four_devices_equal_one(self):
@@ -268,14 +280,14 @@ class ViewsTest(parameterized.TestCase):
   def test_vicreg_takes_the_views_apart(self):
     target = objective('vicreg', num_views=2)
     found = loss_of(target, X, np.concatenate([Y[:6], Y[:6]])).loss
-    expected = losses.compute('vicreg', X[:6], Y[:6], ref_embeddings=X[6:])
+    expected = compute('vicreg', X[:6], Y[:6], ref_embeddings=X[6:])
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 class RegularizersTest(parameterized.TestCase):
   def test_they_are_added_by_their_weight(self):
-    plain = losses.compute('cosface', X, Y, proxies=PROXIES)
-    value = losses.compute(
+    plain = compute('cosface', X, Y, proxies=PROXIES)
+    value = compute(
       'cosface',
       X,
       Y,
@@ -295,7 +307,7 @@ class RegularizersTest(parameterized.TestCase):
     ):
       if kind not in kinds:
         continue
-      value = losses.compute(
+      value = compute(
         'cosface',
         X,
         Y,

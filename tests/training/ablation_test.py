@@ -7,6 +7,8 @@ import pytest
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.training import config_checks, loop
 
+pytestmark = pytest.mark.usefixtures('no_drawings')
+
 CHAIN = ('pca_whitening', 'constant_threshold')
 
 

@@ -20,6 +20,8 @@ from retrieval_jax.training import (
 )
 from retrieval_jax.training.experiment import make_experiment
 
+pytestmark = pytest.mark.usefixtures('no_drawings')
+
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):

@@ -11,6 +11,8 @@ from retrieval_jax.core.errors import InputError
 from retrieval_jax.metrics import uncertainty
 from retrieval_jax.training import comparison, loop, per_query
 
+pytestmark = pytest.mark.usefixtures('no_drawings')
+
 
 def _write_run(folder, values, *, names=None, classes=None, **evaluation):
   """A workdir as `write_results` leaves it, with given values per query."""

@@ -15,6 +15,8 @@ from retrieval_jax.core.errors import InputError
 from retrieval_jax.models import pretrained
 from retrieval_jax.training import checkpoint, initialising, loop
 
+pytestmark = pytest.mark.usefixtures('no_drawings')
+
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 NORMALIZATION = pretrained.Normalization((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 

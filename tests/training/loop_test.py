@@ -19,6 +19,8 @@ from retrieval_jax.metrics import protocols
 from retrieval_jax.training import checkpoint, evaluation, loop, reporting
 from retrieval_jax.training.experiment import make_experiment
 
+pytestmark = pytest.mark.usefixtures('no_drawings')
+
 _CONFIGS = sorted(
   path.stem
   for path in (pathlib.Path(__file__).parents[2] / 'configs').glob('*.py')
