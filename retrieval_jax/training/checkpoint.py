@@ -52,11 +52,6 @@ def _file_error(path: str, error: OSError) -> InputError:
 
 def open_workdir(workdir: str) -> None:
   """Makes the folder of a run, and finds out now if it cannot be written."""
-  if os.path.exists(workdir) and not os.path.isdir(workdir):
-    raise InputError(
-      f'--workdir={workdir} is a file; allowed is a folder, new or of an '
-      'earlier run: choose another'
-    )
   make_folder(os.path.join(workdir, 'checkpoints'))
   probe = os.path.join(workdir, f'.probe-{os.getpid()}')
   write_text(probe, 'a run is about to write here\n' * 64)
@@ -83,8 +78,13 @@ def check_same_config(
 
   Raises:
     InputError: `config.json` has other values of keys that a run depends on,
-      or the folder holds things but no `config.json`.
+      the folder holds things but no `config.json`, or is a file.
   """
+  if os.path.exists(workdir) and not os.path.isdir(workdir):
+    raise InputError(
+      f'{flag}={workdir} is a file; allowed is a folder, new or of an '
+      'earlier run: choose another'
+    )
   path = os.path.join(workdir, CONFIG_FILE)
   if not os.path.exists(path):
     if os.path.isdir(workdir) and os.listdir(workdir) not in (

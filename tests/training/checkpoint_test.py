@@ -111,7 +111,7 @@ def test_workdir_that_cannot_be_one(tmp_path, make_config):
   file = tmp_path / 'file'
   file.write_text('mine')
   with pytest.raises(InputError, match='is a file'):
-    checkpoint.open_workdir(str(file))
+    checkpoint.check_same_config(str(file), make_config())
   foreign = tmp_path / 'photos'
   foreign.mkdir()
   (foreign / 'a.jpg').write_text('mine')
