@@ -21,6 +21,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.num_epochs = 10
   # If set, it wins over num_epochs.
   config.num_train_steps = config_dict.placeholder(int)
+  # Of a run in stages: a tuple of dictionaries, each with what differs in it,
+  # such as ({'num_epochs': 8, 'image_size': 224}, {'num_epochs': 2,
+  # 'image_size': 384}); retrieval_jax.training.stages.KEYS may differ.
+  config.stages = config_dict.placeholder(tuple)
   # None: once an epoch.
   config.eval_every_steps = config_dict.placeholder(int)
   config.checkpoint_every_steps = config_dict.placeholder(int)

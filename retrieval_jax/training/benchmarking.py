@@ -19,6 +19,7 @@ from retrieval_jax.training import (
   report_queries,
   reporting,
   results,
+  stages,
   state,
   steps,
 )
@@ -56,7 +57,7 @@ def measurement_config(
   Raises:
     InputError: not a run, or a key or value that is not allowed.
   """
-  config = checkpoint_lib.read_config(workdir)
+  config = stages.of_measured(checkpoint_lib.read_config(workdir))
   for key, _ in overrides:
     if not config_lib.is_in(key, _KEYS):
       raise InputError(

@@ -15,11 +15,18 @@ import numpy as np
 from retrieval_jax import data, losses, metrics, models, neighbors
 from retrieval_jax.core.errors import InputError, unknown_name
 from retrieval_jax.training import config as config_lib
-from retrieval_jax.training import optim
+from retrieval_jax.training import optim, stages
 from retrieval_jax.training.config_rules import RULES
 
 # Sections with keys of their own besides those of RULES.
-_OPEN_SECTIONS = ('loss', 'miner', 'model', 'augment', 'data.members')
+_OPEN_SECTIONS = (
+  'loss',
+  'miner',
+  'model',
+  'augment',
+  'data.members',
+  'stages',
+)
 
 
 def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
@@ -44,6 +51,13 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         f'{key} is {value!r}; allowed is {RULES[key].allowed}: '
         f'set --config.{key}'
       )
+  for index, stage in enumerate(stages.configs(config)):
+    with stages.in_words_of(config, index):
+      _validate_stage(stage, num_devices)
+
+
+def _validate_stage(config: ml_collections.ConfigDict, num_devices: int):
+  """Checks a config without stages, or as it is in one, of known keys."""
   data.check_name(config.data.name)
   models.check_model(
     config.model.name,
