@@ -265,6 +265,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   # take the same parameters. And the power of its generalised mean.
   evaluation.pooling = config_dict.placeholder(str)
   evaluation.gem_p = config_dict.placeholder(float)
+  # Whether the trained model ends with a whitening, by the eval.pca_whitening
+  # below, fitted on the training images: what is measured at the end, loaded,
+  # indexed and exported has it.
+  evaluation.whiten = False
   # Of the gallery, that TensorBoard's projector shows; 0: none.
   evaluation.projector_images = 1000
   # Of the similarity blocks; results do not depend on it.

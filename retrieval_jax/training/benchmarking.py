@@ -22,6 +22,7 @@ from retrieval_jax.training import (
   stages,
   state,
   steps,
+  whitening,
 )
 
 # In the workdir of a run, with a folder for each measurement.
@@ -133,6 +134,8 @@ def evaluate_on(
     'batch_stats': restored['batch_stats'],
   }
   _check_shapes(task, variables, workdir)
+  if config.eval.whiten:
+    variables['whitening'] = whitening.load(workdir, step)
   evaluator = evaluation.Evaluator(config, task, dataset.class_categories)
   variables = state.replicate(variables)
   found = evaluator.measure(variables, dataset.tests, curves=True)

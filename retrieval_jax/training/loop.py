@@ -13,13 +13,13 @@ import numpy as np
 from retrieval_jax import data, metrics
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.models import pretrained
-from retrieval_jax.training import ablation as ablation_lib
 from retrieval_jax.training import checkpoint as checkpoint_lib
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import (
   config_checks,
   distributed,
   doctor,
+  finishing,
   initialising,
   parameter_groups,
   proxy_init,
@@ -179,67 +179,9 @@ def evaluate(
         f'--workdir={workdir} holds no checkpoint yet; train it first, with '
         '--mode=train'
       )
-    selection, state = _selected(experiment, checkpoints)
-  replicated_state = experiment.replicate(state)
-  found = _measure(
-    experiment, replicated_state, experiment.dataset.tests, curves=True
-  )
-  ablation = _ablate(experiment, replicated_state, found)
-  if jax.process_index() == 0:
-    # A model that is loaded embeds images as they were measured last.
-    results.describe_run(workdir, config, experiment.dataset)
-    results.write_results(
-      workdir, config, experiment.dataset, found, selection, ablation
-    )
-  return next(iter(found.values())).result.metrics
-
-
-def _measure(
-  experiment: Experiment,
-  replicated_state: state_lib.TrainState,
-  groups: Mapping[str, data.EvaluationSet],
-  *,
-  curves: bool = False,
-) -> dict[str, evaluation_lib.Evaluation]:
-  """Measures a state on some sets, by their names."""
-  variables = replicated_state.measured()
-  return experiment.evaluator.measure(variables, groups, curves=curves)
-
-
-def _ablate(
-  experiment: Experiment,
-  replicated_state: state_lib.TrainState,
-  found: Mapping[str, evaluation_lib.Evaluation],
-) -> dict[str, tuple[ablation_lib.Variant, ...]]:
-  """Measures post-processing on the test sets, and where it can be chosen.
-
-  A chain that is chosen for its result on the test set is no better than an
-  epoch that is: the validation sets are measured too.
-  """
-  if not experiment.config.eval.postprocessing:
-    return {}
-  validations = _measure(
-    experiment, replicated_state, experiment.dataset.validations
-  )
-  return experiment.evaluator.ablate(
-    replicated_state.measured(),
-    {**validations, **found},
-    experiment.dataset.train,
-  )
-
-
-def _selected(
-  experiment: Experiment, checkpoints: checkpoint_lib.Checkpoints
-) -> tuple[results.Selection, state_lib.TrainState]:
-  """Returns the weights that are tested, on the host, and why these.
-
-  They are those that were best on the validation sets, else the last. The test
-  sets have no say.
-  """
-  step = checkpoints.selected_step()
-  names = tuple(experiment.dataset.validations)
-  selection = results.Selection(step, names, checkpoints.score(step))
-  return selection, experiment.restore(checkpoints, step)
+    finding = finishing.measure(experiment, checkpoints)
+  finishing.write(experiment, workdir, finding)
+  return finding.metrics
 
 
 def _first_state(
@@ -295,24 +237,16 @@ def _train(
           'stopped at step %d; run again to go on from there', state.step
         )
         return {}
-  config, step = experiment.config, experiment.num_steps
-  validations, tests = experiment.dataset.validations, experiment.dataset.tests
-  selection, state = _selected(experiment, checkpoints)
-  replicated_state = experiment.replicate(state)
-  found = _measure(experiment, replicated_state, tests, curves=True)
-  ablation = _ablate(experiment, replicated_state, found)
-  if not validations and first_step < step:
-    reporter.evaluation(step, {k: e.result for k, e in found.items()})
+  step = experiment.num_steps
+  finding = finishing.measure(experiment, checkpoints)
+  if not experiment.dataset.validations and first_step < step:
+    reporter.evaluation(step, {k: e.result for k, e in finding.found.items()})
   reporter.finish()
-  if jax.process_index() == 0:
-    pages = results.write_results(
-      workdir, config, experiment.dataset, found, selection, ablation
+  for name, page in finishing.write(experiment, workdir, finding).items():
+    reporter.image(
+      step, f'eval/gallery/{name}', report_queries.gallery_image(page)
     )
-    for name, page in pages.items():
-      reporter.image(
-        step, f'eval/gallery/{name}', report_queries.gallery_image(page)
-      )
-  return next(iter(found.values())).result.metrics
+  return finding.metrics
 
 
 def _train_stage(
@@ -369,7 +303,8 @@ def _train_stage(
     score = None
     # The last step of the run is tested later, if nothing is validated on.
     if eval_now and (validations or step < experiment.num_steps):
-      found = _measure(experiment, replicated_state, validations or tests)
+      variables = replicated_state.measured()
+      found = experiment.evaluator.measure(variables, validations or tests)
       reporter.evaluation(step, {k: e.result for k, e in found.items()})
       if validations:
         score = _score(found)

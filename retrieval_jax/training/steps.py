@@ -20,7 +20,7 @@ from retrieval_jax.core.errors import InputError
 from retrieval_jax.data import augmentation as augmentation_lib
 from retrieval_jax.data import transforms
 from retrieval_jax.training import config as config_lib
-from retrieval_jax.training import parameter_groups, sharding
+from retrieval_jax.training import parameter_groups, sharding, whitening
 from retrieval_jax.training import state as state_lib
 from retrieval_jax.training import views as views_lib
 from retrieval_jax.training.config import Classes
@@ -383,7 +383,8 @@ def embed_step(
   `views.embed`.
 
   Args:
-    variables: {'params': of the embedder, 'batch_stats'}.
+    variables: {'params': of the embedder, 'batch_stats'}, and 'whitening' if
+      the model ends with one.
     images: uint8 [B, H, W, C] of this device.
     task: what was trained.
     axis_name: of the devices, or None.
@@ -392,10 +393,14 @@ def embed_step(
     [G, D] float32, unit rows, of all devices in order.
   """
   x = transforms.to_model_input(images, task.mean, task.std)
+  own = dict(variables)
+  layer = own.pop('whitening', None)
   network = functools.partial(
-    task.networks.measured_embedder.apply, variables, train=False
+    task.networks.measured_embedder.apply, own, train=False
   )
   embeddings = views_lib.embed(network, x, task.views)
+  if layer is not None:
+    embeddings = whitening.apply(embeddings, layer)
   return collectives.all_gather_rows(embeddings, axis_name)
 
 

@@ -15,10 +15,12 @@ from retrieval_jax.training import (
   loop,
   report,
   reporting,
+  selftest,
   stages,
   steps,
 )
 from retrieval_jax.training import config as config_lib
+from retrieval_jax.training import state as state_lib
 from retrieval_jax.training.experiment import make_experiment
 
 _SMALL = {'num_train_steps': 4, 'image_size': 8}
@@ -178,8 +180,18 @@ def test_the_first_stage_is_the_program_of_a_run_without_stages(
       'images': jax.ShapeDtypeStruct((16 // size, 8, 8, 1), 'uint8'),
       'labels': jax.ShapeDtypeStruct((16 // size,), 'int32'),
     }
-    made = jax.make_jaxpr(step, axis_env=[('batch', size)])
-    return str(made(stage.initial_state(), batch))
+    state = jax.eval_shape(
+      functools.partial(
+        state_lib.new_state,
+        config.seed,
+        stage.task.networks,
+        stage.task.objective,
+        stage.optimizer,
+        stage.task.image_shape,
+        averages=True,
+      )
+    )
+    return str(jax.make_jaxpr(step, axis_env=[('batch', size)])(state, batch))
 
   assert program(plain) == program(staged)
 
@@ -215,31 +227,43 @@ def test_a_run_in_stages(make_staged, tmp_path, monkeypatch):
   # Other tests look at the page.
   monkeypatch.setattr(report, 'write_report', lambda path, shown: None)
   config = make_staged(
-    _SMALL, _LARGE, optimizer__ema_decay=0.9, eval_every_steps=10
+    _SMALL,
+    _LARGE,
+    optimizer__ema_decay=0.9,
+    eval_every_steps=10,
+    checkpoint_every_steps=3,
   )
   loop.train_and_evaluate(config, str(tmp_path / 'whole'))
   assert traced == [(4, 8, 8, 1), (2, 16, 16, 1)]
   rows = reporting.read_history(str(tmp_path / 'whole'))
   key = 'train/learning_rate'
   rates = {row['step']: row[key] for row in rows if key in row}
-  # Means of two steps, after a warm-up of one and of two.
-  half = 0.5 * 1e-3
-  small = [half, half * (0.75 + 0.25)]
   assert list(rates) == [2, 4, 6, 8]
+  # Means of two steps: 0, 1, 0.75 and 0.25 of the rate, and 0, 0.5, 1 and 0.5.
   np.testing.assert_allclose(
-    list(rates.values()),
-    [small[0], small[1], 0.25e-2, 0.75e-2],
-    rtol=1e-5,
+    list(rates.values()), [0.5e-3, 0.5e-3, 0.25e-2, 0.75e-2], rtol=1e-5
   )
   info = json.loads((tmp_path / 'whole/dataset.json').read_text())
   assert info['preprocessing']['image_shape'] == [16, 16, 1]
   # Cut between the two stages, and between two updates of the second.
-  for step, reached in ((5, 4), (8, 6)):
+  for step, reached in ((4, 4), (7, 7)):
     with monkeypatch.context() as patch:
-      _fail_at(patch, step - 1)
+      _fail_at(patch, step)
       with pytest.raises(ConnectionError):
         loop.train_and_evaluate(config, str(tmp_path / 'cut'))
     with checkpoint.Checkpoints(str(tmp_path / 'cut')) as checkpoints:
       assert checkpoints.latest_step() == reached
   loop.train_and_evaluate(config, str(tmp_path / 'cut'))
   _assert_same_state(config, tmp_path / 'whole', tmp_path / 'cut')
+
+
+@pytest.mark.slow
+def test_the_self_test_looks_at_each_stage(make_staged):
+  checks = selftest.run(make_staged(_SMALL, _LARGE))
+  assert all(check.passed for check in checks)
+  names = [check.name.split(': ', 1) for check in checks]
+  first, second = (
+    [name for stage, name in names if stage == f'stage {number} of 2']
+    for number in (1, 2)
+  )
+  assert first == second and len(first) + len(second) == len(checks)
