@@ -126,8 +126,9 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
   config_checks.validate(config, jax.device_count())
   dataset = data.load_dataset(**config_lib.dataset_options(config))
   _log.info('%s', data.describe(dataset))
-  config_checks.validate_dataset(config, dataset)
   plans = stages_lib.schedule(config, len(dataset.train))
+  with stages_lib.in_words_of(config, len(plans) - 1):
+    config_checks.validate_dataset(config, dataset)
   built = []
   for index, plan in enumerate(plans):
     with stages_lib.in_words_of(config, index):
@@ -144,10 +145,9 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     options = config_lib.model_options(config)
     pooling = models.pooling_name(config.model.name, options)
     raise InputError(
-      'stages have images of several sizes, but with model.pooling '
-      f'{pooling!r} the parameters depend '
-      'on the size; allowed are networks of any size, such as with '
-      "model.pooling='average': set it, or --config.stages=None"
+      f'stages have several image sizes, but with model.pooling {pooling!r} '
+      'the parameters depend on the size; allowed are networks of any size, '
+      "such as with model.pooling='average': set it, or --config.stages=None"
     )
   parameter_groups.check_frozen(shapes[0], config.optimizer.frozen)
   return Experiment(
