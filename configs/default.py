@@ -21,6 +21,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.num_epochs = 10
   # If set, it wins over num_epochs.
   config.num_train_steps = config_dict.placeholder(int)
+  # Of a run in stages: a tuple of dictionaries, each with what differs in it,
+  # such as ({'num_epochs': 8, 'image_size': 224}, {'num_epochs': 2,
+  # 'image_size': 384}); retrieval_jax.training.stages.KEYS may differ.
+  config.stages = config_dict.placeholder(tuple)
   # None: once an epoch.
   config.eval_every_steps = config_dict.placeholder(int)
   config.checkpoint_every_steps = config_dict.placeholder(int)
@@ -261,6 +265,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   # take the same parameters. And the power of its generalised mean.
   evaluation.pooling = config_dict.placeholder(str)
   evaluation.gem_p = config_dict.placeholder(float)
+  # Whether the trained model ends with a whitening, by the eval.pca_whitening
+  # below, fitted on the training images: what is measured at the end, loaded,
+  # indexed and exported has it.
+  evaluation.whiten = False
   # Of the gallery, that TensorBoard's projector shows; 0: none.
   evaluation.projector_images = 1000
   # Of the similarity blocks; results do not depend on it.

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from retrieval_jax import neighbors
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.data import preprocessing
-from retrieval_jax.training import checkpoint, steps
+from retrieval_jax.training import checkpoint, steps, whitening
 from retrieval_jax.training import config as config_lib
 
 # That an exported program may be for, by JAX's names.
@@ -64,6 +64,8 @@ class RetrievalModel:
       'params': restored['params']['embedder'],
       'batch_stats': restored['batch_stats'],
     }
+    if self.config.eval.get('whiten'):
+      variables['whitening'] = whitening.load(workdir, step)
     self.description = {
       'run': os.path.basename(os.path.abspath(workdir)),
       'workdir': os.path.abspath(workdir),
@@ -81,11 +83,17 @@ class RetrievalModel:
   @property
   def embedding_dim(self) -> int:
     """D."""
+    layer = self._variables.get('whitening')
+    if layer is not None:
+      return layer['projection'].shape[1]
     return self.config.model.embedding_dim
 
   @property
   def variables(self) -> dict[str, Any]:
-    """{'params': of the embedder, 'batch_stats'}, on the host."""
+    """{'params': of the embedder, 'batch_stats'}, on the host.
+
+    With 'whitening' if the model ends with one.
+    """
     return jax.device_get(self._variables)
 
   def embed(self, images: Sequence[Any], batch_size: int = 64) -> np.ndarray:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from retrieval_jax import command_line
 from retrieval_jax.core.errors import InputError, unknown_name
 from retrieval_jax.training import config as config_lib
-from retrieval_jax.training import planner, planner_table
+from retrieval_jax.training import devices, planner, planner_table
 
 _DESCRIPTION = """\
 Counts what training by a config needs, from shapes alone.
@@ -38,7 +38,7 @@ def parse_flags(
   )
   parser.add_argument(
     '--device',
-    help=f'its kind, which says memory and speed: {", ".join(planner.DEVICES)}',
+    help=f'its kind, which says memory and speed: {", ".join(devices.DEVICES)}',
   )
   parser.add_argument(
     '--device_memory_gb', type=_positive(), help='GiB of a device'
@@ -92,7 +92,7 @@ def _positive(most: float = float('inf')) -> Callable[[str], float]:
 def run(argv: Sequence[str]) -> None:
   """Prints the plan."""
   flags, overrides = parse_flags(argv)
-  kinds = planner.DEVICES
+  kinds = devices.DEVICES
   if flags.device is not None:
     if flags.device not in kinds:
       raise unknown_name('--device', flags.device, kinds)
@@ -108,7 +108,7 @@ def run(argv: Sequence[str]) -> None:
   config = config_lib.load(flags.config)
   for key, text in overrides:
     config_lib.override(config, key, text)
-  plan = planner.make_plan(
+  plans = planner.make_plans(
     config,
     flags.devices,
     int(memory_gb * 2**30 * flags.memory_fraction),
@@ -116,18 +116,18 @@ def run(argv: Sequence[str]) -> None:
     flags.num_images,
   )
   speeds = {
-    name: planner.Speed(kind.flops[config.model.dtype], kind.bandwidth)
+    name: devices.Speed(kind.flops[config.model.dtype], kind.bandwidth)
     for name, kind in kinds.items()
   }
   if flags.flops_per_second is not None:
     own = kinds[flags.device].bandwidth if flags.device else None
-    speeds = {'as given': planner.Speed(flags.flops_per_second, own)}
+    speeds = {'as given': devices.Speed(flags.flops_per_second, own)}
   if flags.bytes_per_second is not None:
     speeds = {
       name: speed._replace(bandwidth=flags.bytes_per_second)
       for name, speed in speeds.items()
     }
-  print(planner_table.table(plan, speeds, flags.utilisation))
+  print(planner_table.table(plans, speeds, flags.utilisation))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

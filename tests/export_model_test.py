@@ -52,7 +52,7 @@ def place(tmp_path_factory):
   workdir = str(folder / 'run')
   checkpoint.open_workdir(workdir)
   results.describe_run(workdir, config, experiment.dataset)
-  state = experiment.initial_state()
+  state = experiment.stages[0].initial_state()
   with checkpoint.Checkpoints(workdir) as checkpoints:
     checkpoints.save(state)
   status = export_model.main(

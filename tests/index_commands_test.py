@@ -35,7 +35,7 @@ def place(tmp_path_factory):
   checkpoint.open_workdir(workdir)
   results.describe_run(workdir, config, experiment.dataset)
   with checkpoint.Checkpoints(workdir) as checkpoints:
-    checkpoints.save(experiment.initial_state())
+    checkpoints.save(experiment.stages[0].initial_state())
   query = experiment.dataset.tests['test'].query
   rows = np.linspace(0, len(query) - 1, 30).astype(int)
   for row, image in zip(rows, query.images_at(rows), strict=True):

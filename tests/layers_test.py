@@ -30,6 +30,7 @@ FLOORS = {
   'training.benchmarking': 4,
   'training.calibrating': 4,
   'training.doctor': 4,
+  'training.finishing': 4,
   'training.indexing': 4,
   'training.loop': 4,
   'training.planner': 4,

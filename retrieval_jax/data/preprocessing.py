@@ -67,6 +67,24 @@ class Preprocessing:
     """Returns what `to_dict` was called of."""
     return cls(**{**fields, 'image_shape': tuple(fields['image_shape'])})
 
+  def scaled_to(self, side: int) -> 'Preprocessing':
+    """Returns what shows the same of a picture in fewer or more pixels.
+
+    Args:
+      side: height and width that a model sees, in pixels; the other sizes are
+        in proportion.
+
+    Example:
+      >>> Preprocessing((512, 512, 3), 576, canvas_size=768).scaled_to(224)
+      Preprocessing(image_shape=(224, 224, 3), resize_size=252, canvas_size=336)
+    """
+    ratio = side / min(self.image_shape[:2])
+    return Preprocessing(
+      (side, side, self.image_shape[2]),
+      max(side, round(ratio * self.resize_size)),
+      math.ceil(ratio * self.canvas_size),
+    )
+
   def view(self, image: np.ndarray) -> np.ndarray:
     """Returns what is evaluated: resized, then cut out of the centre.
 

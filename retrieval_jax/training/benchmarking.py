@@ -19,8 +19,10 @@ from retrieval_jax.training import (
   report_queries,
   reporting,
   results,
+  stages,
   state,
   steps,
+  whitening,
 )
 
 # In the workdir of a run, with a folder for each measurement.
@@ -56,7 +58,7 @@ def measurement_config(
   Raises:
     InputError: not a run, or a key or value that is not allowed.
   """
-  config = checkpoint_lib.read_config(workdir)
+  config = stages.of_measured(checkpoint_lib.read_config(workdir))
   for key, _ in overrides:
     if not config_lib.is_in(key, _KEYS):
       raise InputError(
@@ -132,6 +134,8 @@ def evaluate_on(
     'batch_stats': restored['batch_stats'],
   }
   _check_shapes(task, variables, workdir)
+  if config.eval.whiten:
+    variables['whitening'] = whitening.load(workdir, step)
   evaluator = evaluation.Evaluator(config, task, dataset.class_categories)
   variables = state.replicate(variables)
   found = evaluator.measure(variables, dataset.tests, curves=True)

@@ -9,7 +9,6 @@ import ast
 import difflib
 import importlib.util
 import json
-import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 from retrieval_jax import data, losses, metrics, models, neighbors
 from retrieval_jax.core import relations
 from retrieval_jax.core.errors import InputError, unknown_name
+from retrieval_jax.training import stages
 
 # What may differ when a run is continued: nothing that the weights depend on.
 FREE_KEYS = (
@@ -118,8 +118,11 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
     value = {'true': True, 'false': False}.get(text.lower(), text)
     if text.lower() in ('nan', 'inf', '-inf'):
       value = float(text)
-  known = flatten(config)
   *sections, name = key.split('.')
+  if sections and sections[0] == 'stages':
+    _override_stage(config, key, value)
+    return
+  known = flatten(config) | {'stages': None}
   if key not in known and not _may_be_added(config, sections):
     raise unknown_name('--config key', key, known)
   section = config
@@ -130,7 +133,7 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
       section[name] = value
     return
   old = section[name]
-  if isinstance(old, tuple) and not isinstance(value, tuple | list):
+  if isinstance(old, tuple) and not isinstance(value, tuple | list | None):
     value = (value,)
   if section.get_type(name) is str and value is not None:
     value = text
@@ -141,6 +144,23 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
       f'{key} is {text!r}; allowed is a value of type '
       f'{section.get_type(name).__name__}, such as {old!r}'
     ) from None
+
+
+def _override_stage(
+  config: ml_collections.ConfigDict, key: str, value: Any
+) -> None:
+  """Sets `stages.INDEX.NAME`; what it may be, `stages.check` says."""
+  known = {
+    f'stages.{index}.{name}': (index, name)
+    for index in range(len(config.stages or ()))
+    for name in stages.KEYS
+  }
+  if key not in known:
+    raise unknown_name('--config key', key, known or ('stages',))
+  index, name = known[key]
+  changed = [dict(stage) for stage in config.stages]
+  changed[index][name] = value
+  config.stages = tuple(changed)
 
 
 def _may_be_added(
@@ -156,9 +176,14 @@ def _may_be_added(
 
 
 def flatten(config: Mapping, prefix: str = '') -> dict[str, Any]:
-  """Returns {'data.batch_size': 32, ...} of nested mappings."""
+  """Returns {'data.batch_size': 32, ...} of nested mappings.
+
+  Those in a tuple go by their places: {'stages.0.batch_size': 32, ...}.
+  """
   flat = {}
   for key, value in config.items():
+    if isinstance(value, tuple) and any(isinstance(v, Mapping) for v in value):
+      value = {str(place): item for place, item in enumerate(value)}
     if isinstance(value, Mapping | ml_collections.ConfigDict):
       flat.update(flatten(value, f'{prefix}{key}.'))
     else:
@@ -196,7 +221,8 @@ def measured_model_options(
 
 
 def dataset_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Returns what `data.load_dataset` takes."""
+  """Returns what `data.load_dataset` takes; of stages, for the last."""
+  config = stages.of_measured(config)
   names = ('name', *data.option_names())
   return {key: config.data[key] for key in names} | {
     'members': config.data.members.to_dict()
@@ -328,22 +354,6 @@ def objective(
   )
 
 
-def steps_per_epoch(
-  config: ml_collections.ConfigDict, num_examples: int
-) -> int:
-  """Returns the steps in which as many images are seen as there are."""
-  return math.ceil(num_examples / config.data.batch_size)
-
-
-def num_train_steps(
-  config: ml_collections.ConfigDict, num_examples: int
-) -> int:
-  """Returns `num_train_steps`, or the steps of `num_epochs` if it is None."""
-  if config.num_train_steps is not None:
-    return config.num_train_steps
-  return config.num_epochs * steps_per_epoch(config, num_examples)
-
-
 def to_json(config: ml_collections.ConfigDict) -> str:
   """Returns the config as JSON text, sorted by key."""
   return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
@@ -355,7 +365,7 @@ def from_json(text: str) -> ml_collections.ConfigDict:
   def tuples(node):
     if isinstance(node, dict):
       return {key: tuples(value) for key, value in node.items()}
-    return tuple(node) if isinstance(node, list) else node
+    return tuple(map(tuples, node)) if isinstance(node, list) else node
 
   return ml_collections.ConfigDict(tuples(json.loads(text))).lock()
 

@@ -15,11 +15,18 @@ import numpy as np
 from retrieval_jax import data, losses, metrics, models, neighbors
 from retrieval_jax.core.errors import InputError, unknown_name
 from retrieval_jax.training import config as config_lib
-from retrieval_jax.training import optim
+from retrieval_jax.training import optim, stages
 from retrieval_jax.training.config_rules import RULES
 
 # Sections with keys of their own besides those of RULES.
-_OPEN_SECTIONS = ('loss', 'miner', 'model', 'augment', 'data.members')
+_OPEN_SECTIONS = (
+  'loss',
+  'miner',
+  'model',
+  'augment',
+  'data.members',
+  'stages',
+)
 
 
 def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
@@ -44,6 +51,13 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         f'{key} is {value!r}; allowed is {RULES[key].allowed}: '
         f'set --config.{key}'
       )
+  for index, stage in enumerate(stages.configs(config)):
+    with stages.in_words_of(config, index):
+      _validate_stage(stage, num_devices)
+
+
+def _validate_stage(config: ml_collections.ConfigDict, num_devices: int):
+  """Checks a config without stages, or as it is in one, of known keys."""
   data.check_name(config.data.name)
   models.check_model(
     config.model.name,
@@ -54,6 +68,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
   )
   _validate_weights(config.model)
   _validate_measured_model(config)
+  _validate_whitening(config)
   parts = losses.parse(config_lib.loss_options(config))
   _validate_parts(config, parts, num_devices)
   optim.check_names(config.optimizer.name, config.optimizer.schedule)
@@ -106,6 +121,29 @@ def _validate_measured_model(config: ml_collections.ConfigDict):
     raise InputError(
       "eval.scale_pooling is 'max' with one scale; allowed is 'mean', or "
       'several eval.scales, such as (0.7071, 1.0, 1.4142)'
+    )
+
+
+def _measured_dim(config: ml_collections.ConfigDict) -> int:
+  """Returns the dimension of what is measured at the end, or a bound of it."""
+  dim = config.eval.pca_whitening.dim if config.eval.whiten else None
+  return config.model.embedding_dim if dim is None else dim
+
+
+def _validate_whitening(config: ml_collections.ConfigDict):
+  """Checks the whitening that the model ends with."""
+  if not config.eval.whiten:
+    return
+  dim, most = config.eval.pca_whitening.dim, config.model.embedding_dim
+  if dim is not None and dim > most:
+    raise InputError(
+      f'eval.pca_whitening.dim is {dim}; allowed is at most {most}, '
+      'model.embedding_dim: set --config.eval.pca_whitening.dim'
+    )
+  if 'pca_whitening' in config.eval.postprocessing:
+    raise InputError(
+      "eval.postprocessing has 'pca_whitening' with eval.whiten, by which the "
+      'embeddings are whitened already; allowed is one of them: leave it out'
     )
 
 
@@ -305,6 +343,12 @@ def validate_dataset(
   config: ml_collections.ConfigDict, dataset: data.Dataset
 ) -> None:
   """Raises `InputError` where the config and the data do not fit."""
+  dim = config.eval.pca_whitening.dim if config.eval.whiten else None
+  if dim is not None and dim >= len(dataset.train):
+    raise InputError(
+      f'eval.pca_whitening.dim is {dim}; allowed is less than the '
+      f'{len(dataset.train)} training images that it is fitted on'
+    )
   classes = config_lib.Classes.of(dataset)
   has_sets = classes.labels_per_row > 0
   for part in losses.parse(config_lib.loss_options(config)):
@@ -425,7 +469,7 @@ def _validate_postprocessing(
         found=num_gallery - (group.gallery is None),
         gallery=num_gallery,
         train=num_train,
-        dim=config.model.embedding_dim,
+        dim=_measured_dim(config),
         list_length=config.eval.list_length + num_ignored,
       ),
       section='eval.',

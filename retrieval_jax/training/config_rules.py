@@ -199,6 +199,7 @@ RULES = {
   'eval.scale_pooling': _one_of('mean', 'max'),
   'eval.pooling': _optional(_TEXT),
   'eval.gem_p': _optional(_REAL),
+  'eval.whiten': _FLAG,
   'eval.projector_images': _NATURAL,
   'eval.memory_budget_mb': _POSITIVE,
   'eval.postprocessing': Rule(

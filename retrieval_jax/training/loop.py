@@ -13,13 +13,13 @@ import numpy as np
 from retrieval_jax import data, metrics
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.models import pretrained
-from retrieval_jax.training import ablation as ablation_lib
 from retrieval_jax.training import checkpoint as checkpoint_lib
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import (
   config_checks,
   distributed,
   doctor,
+  finishing,
   initialising,
   parameter_groups,
   proxy_init,
@@ -30,7 +30,11 @@ from retrieval_jax.training import (
 )
 from retrieval_jax.training import evaluation as evaluation_lib
 from retrieval_jax.training import state as state_lib
-from retrieval_jax.training.experiment import Experiment, make_experiment
+from retrieval_jax.training.experiment import (
+  BuiltStage,
+  Experiment,
+  make_experiment,
+)
 
 # What the best checkpoint is chosen by, the first of these that is measured.
 _SCORES = ('mean_average_precision_at_r', 'precision_at_1')
@@ -87,18 +91,10 @@ def train_and_evaluate(
         _log.info(
           '%s', parameter_groups.describe(state.params, config.optimizer)
         )
-      return _train(
-        experiment,
-        workdir,
-        checkpoints,
-        reporter,
-        _compiled_step(experiment),
-        experiment.replicate(state),
-        first_step,
-      )
+      return _train(experiment, workdir, checkpoints, reporter, state)
 
 
-def _compiled_step(experiment: Experiment) -> Callable:
+def _compiled_step(stage: BuiltStage) -> Callable:
   """Returns (step, state, batch) -> (state, scalars), on the devices.
 
   What trains the head alone is another program, which does not differentiate
@@ -108,9 +104,9 @@ def _compiled_step(experiment: Experiment) -> Callable:
     head_only: jax.pmap(
       functools.partial(
         steps.train_step,
-        task=experiment.task,
-        optimizer=experiment.optimizer,
-        schedule=experiment.schedule,
+        task=stage.task,
+        optimizer=stage.optimizer,
+        schedule=stage.schedule,
         head_only=head_only,
       ),
       axis_name=state_lib.AXIS,
@@ -118,10 +114,11 @@ def _compiled_step(experiment: Experiment) -> Callable:
     )
     for head_only in (False, True)
   }
+  plan = stage.plan
+  whole_from = plan.first_step + plan.config.optimizer.head_only_steps
 
   def train_step(step, replicated_state, batch):
-    head_only = step < experiment.config.optimizer.head_only_steps
-    return programs[head_only](replicated_state, batch)
+    return programs[step < whole_from](replicated_state, batch)
 
   return train_step
 
@@ -133,16 +130,16 @@ def _diagnosed(
   error: reporting.DivergedError,
 ) -> InputError:
   """Returns what the doctor finds in a state that stopped at a bad step."""
-  config, train = experiment.config, experiment.dataset.train
-  classes = config_lib.Classes.of(experiment.dataset)
   step = int(state.step)
+  stage = experiment.stage_of(step)
+  config, classes = stage.plan.config, config_lib.Classes.of(experiment.dataset)
   diagnosis = doctor.diagnose(
     state,
-    experiment.load_batch(step),
-    experiment.load_batch.rows(step),
-    train.describe,
+    stage.load_batch(step),
+    stage.load_batch.rows(step),
+    stage.train.describe,
     task=steps.make_task(
-      config, classes, experiment.dataset.image_shape, axis_name=None
+      config, classes, stage.task.image_shape, axis_name=None
     ),
     loss_options=config_lib.loss_options(config),
     learning_rate=error.learning_rate,
@@ -182,83 +179,24 @@ def evaluate(
         f'--workdir={workdir} holds no checkpoint yet; train it first, with '
         '--mode=train'
       )
-    selection, state = _selected(experiment, checkpoints)
-  replicated_state = experiment.replicate(state)
-  found = _measure(
-    experiment, replicated_state, experiment.dataset.tests, curves=True
-  )
-  ablation = _ablate(experiment, replicated_state, found)
-  if jax.process_index() == 0:
-    # A model that is loaded embeds images as they were measured last.
-    results.describe_run(workdir, config, experiment.dataset)
-    results.write_results(
-      workdir, config, experiment.dataset, found, selection, ablation
-    )
-  return next(iter(found.values())).result.metrics
-
-
-def _measure(
-  experiment: Experiment,
-  replicated_state: state_lib.TrainState,
-  groups: Mapping[str, data.EvaluationSet],
-  *,
-  curves: bool = False,
-) -> dict[str, evaluation_lib.Evaluation]:
-  """Measures a state on some sets, by their names."""
-  variables = replicated_state.measured()
-  return experiment.evaluator.measure(variables, groups, curves=curves)
-
-
-def _ablate(
-  experiment: Experiment,
-  replicated_state: state_lib.TrainState,
-  found: Mapping[str, evaluation_lib.Evaluation],
-) -> dict[str, tuple[ablation_lib.Variant, ...]]:
-  """Measures post-processing on the test sets, and where it can be chosen.
-
-  A chain that is chosen for its result on the test set is no better than an
-  epoch that is: the validation sets are measured too.
-  """
-  if not experiment.config.eval.postprocessing:
-    return {}
-  validations = _measure(
-    experiment, replicated_state, experiment.dataset.validations
-  )
-  return experiment.evaluator.ablate(
-    replicated_state.measured(),
-    {**validations, **found},
-    experiment.dataset.train,
-  )
-
-
-def _selected(
-  experiment: Experiment, checkpoints: checkpoint_lib.Checkpoints
-) -> tuple[results.Selection, state_lib.TrainState]:
-  """Returns the weights that are tested, on the host, and why these.
-
-  They are those that were best on the validation sets, else the last. The test
-  sets have no say.
-  """
-  step = checkpoints.selected_step()
-  names = tuple(experiment.dataset.validations)
-  selection = results.Selection(step, names, checkpoints.score(step))
-  return selection, checkpoints.restore(experiment.initial_state(), step)
+    finding = finishing.measure(experiment, checkpoints)
+  finishing.write(experiment, workdir, finding)
+  return finding.metrics
 
 
 def _first_state(
   experiment: Experiment, weights: pretrained.Weights | None
 ) -> state_lib.TrainState:
   """Returns the host state of step 0; see `train_and_evaluate`."""
-  state, config = experiment.initial_state(), experiment.config
+  first, config = experiment.stages[0], experiment.config
+  state = first.initial_state()
   model = config.model
   if model.init_from:
     state = initialising.from_run(state, model.init_from, model.name)
   elif weights is not None:
     state = initialising.from_pretrained(state, weights, model.name)
   if config.head.init == 'class_mean':
-    state = proxy_init.with_class_means(
-      state, config, experiment.task, experiment.dataset.train
-    )
+    state = proxy_init.with_class_means(state, config, first.task, first.train)
   return state
 
 
@@ -266,7 +204,7 @@ def _resumed_state(
   experiment: Experiment, checkpoints: checkpoint_lib.Checkpoints
 ) -> state_lib.TrainState:
   """Returns the host state of the latest checkpoint."""
-  state = checkpoints.restore(experiment.initial_state())
+  state = experiment.restore(checkpoints, checkpoints.latest_step())
   done = 'is finished' if state.step >= experiment.num_steps else 'goes on'
   _log.info('the run %s: step %d of %d', done, state.step, experiment.num_steps)
   return state
@@ -277,78 +215,104 @@ def _train(
   workdir: str,
   checkpoints: checkpoint_lib.Checkpoints,
   reporter: reporting.Reporter,
-  p_train_step: Callable,
-  replicated_state: state_lib.TrainState,
-  first_step: int,
+  state: state_lib.TrainState,
 ) -> dict[str, float]:
   """Runs the steps that are left; returns the last metrics, or {}."""
-  config, num_steps = experiment.config, experiment.num_steps
-  eval_every = config.eval_every_steps or experiment.epoch_steps
-  save_every = config.checkpoint_every_steps or experiment.epoch_steps
-  validations, tests = experiment.dataset.validations, experiment.dataset.tests
-  window = reporting.Window(config.loss.name, config.data.batch_size)
-  step = first_step
+  first_step = int(state.step)
   with (
     distributed.catch_stop() as stop,
     contextlib.closing(_train_batches(experiment, first_step)) as batches,
   ):
-    while step < num_steps:
-      with window.waiting():
-        batch = next(batches)
-      replicated_state, scalars = p_train_step(step, replicated_state, batch)
-      step += 1
-      window.add(step, scalars)
-      is_last = step == num_steps
-      log_now = is_last or step % config.log_every_steps == 0
-      # Processes have to agree, which costs a collective, so not at each step.
-      may_stop = log_now or jax.process_count() == 1
-      stop_now = may_stop and distributed.any_process(stop.received)
-      eval_now = is_last or (step % eval_every == 0 and not stop_now)
-      save_now = eval_now or stop_now or step % save_every == 0
-      if log_now or save_now:
-        try:
-          window.check()  # Nothing that diverged is measured or saved.
-        except reporting.DivergedError as error:
-          state = experiment.unreplicate(replicated_state)
-          raise _diagnosed(experiment, workdir, state, error) from error
-      if log_now:
-        scalars = window.report()
-        scalars['unreadable_images'] = len(experiment.load_batch.unreadable)
-        reporter.progress(step, scalars)
-        reporter.scalars(
-          step, {f'train/{name}': value for name, value in scalars.items()}
-        )
-      if not save_now:
+    for stage in experiment.stages:
+      if state.step >= stage.plan.end:
         continue
-      paused = time.perf_counter()
-      score = None
-      # The last step is tested below, if nothing is validated on.
-      if eval_now and (validations or not is_last):
-        found = _measure(experiment, replicated_state, validations or tests)
-        reporter.evaluation(step, {k: e.result for k, e in found.items()})
-        if validations:
-          score = _score(found)
-      checkpoints.save(experiment.unreplicate(replicated_state), score)
-      window.exclude(time.perf_counter() - paused)
-      if stop_now and not is_last:
-        _log.info('stopped at step %d; run again to go on from there', step)
-        return {}
-  selection, state = _selected(experiment, checkpoints)
-  replicated_state = experiment.replicate(state)
-  found = _measure(experiment, replicated_state, tests, curves=True)
-  ablation = _ablate(experiment, replicated_state, found)
-  if not validations and first_step < num_steps:
-    reporter.evaluation(step, {k: e.result for k, e in found.items()})
-  reporter.finish()
-  if jax.process_index() == 0:
-    pages = results.write_results(
-      workdir, config, experiment.dataset, found, selection, ablation
-    )
-    for name, page in pages.items():
-      reporter.image(
-        step, f'eval/gallery/{name}', report_queries.gallery_image(page)
+      if state.step == stage.plan.first_step > 0:
+        state = stage.starting_from(state)
+      state = _train_stage(
+        experiment, stage, workdir, checkpoints, reporter, batches, stop, state
       )
-  return next(iter(found.values())).result.metrics
+      stopped = distributed.any_process(stop.received)
+      if stopped and state.step < experiment.num_steps:
+        _log.info(
+          'stopped at step %d; run again to go on from there', state.step
+        )
+        return {}
+  step = experiment.num_steps
+  finding = finishing.measure(experiment, checkpoints)
+  if not experiment.dataset.validations and first_step < step:
+    reporter.evaluation(step, {k: e.result for k, e in finding.found.items()})
+  reporter.finish()
+  for name, page in finishing.write(experiment, workdir, finding).items():
+    reporter.image(
+      step, f'eval/gallery/{name}', report_queries.gallery_image(page)
+    )
+  return finding.metrics
+
+
+def _train_stage(
+  experiment: Experiment,
+  stage: BuiltStage,
+  workdir: str,
+  checkpoints: checkpoint_lib.Checkpoints,
+  reporter: reporting.Reporter,
+  batches: Iterator[dict[str, jax.Array]],
+  stop: distributed.StopRequest,
+  state: state_lib.TrainState,
+) -> state_lib.TrainState:
+  """Runs the steps that are left of a stage; returns what was saved last.
+
+  That is the state of its end, or of before if the run was asked to stop.
+  """
+  config, plan = stage.plan.config, stage.plan
+  eval_every = config.eval_every_steps or plan.epoch_steps
+  save_every = config.checkpoint_every_steps or plan.epoch_steps
+  validations, tests = experiment.dataset.validations, experiment.dataset.tests
+  window = reporting.Window(config.loss.name, config.data.batch_size)
+  p_train_step = _compiled_step(stage)
+  step, replicated_state = int(state.step), experiment.replicate(state)
+  while True:
+    with window.waiting():
+      batch = next(batches)
+    replicated_state, scalars = p_train_step(step, replicated_state, batch)
+    step += 1
+    window.add(step, scalars)
+    done = step - plan.first_step
+    is_last = step == plan.end
+    log_now = is_last or step % config.log_every_steps == 0
+    # Processes have to agree, which costs a collective, so not at each step.
+    may_stop = log_now or jax.process_count() == 1
+    stop_now = may_stop and distributed.any_process(stop.received)
+    eval_now = is_last or (done % eval_every == 0 and not stop_now)
+    save_now = eval_now or stop_now or done % save_every == 0
+    if log_now or save_now:
+      try:
+        window.check()  # Nothing that diverged is measured or saved.
+      except reporting.DivergedError as error:
+        state = experiment.unreplicate(replicated_state)
+        raise _diagnosed(experiment, workdir, state, error) from error
+    if log_now:
+      scalars = window.report()
+      scalars['unreadable_images'] = experiment.num_unreadable
+      reporter.progress(step, scalars)
+      reporter.scalars(
+        step, {f'train/{name}': value for name, value in scalars.items()}
+      )
+    if not save_now:
+      continue
+    paused = time.perf_counter()
+    score = None
+    # The last step of the run is tested later, if nothing is validated on.
+    if eval_now and (validations or step < experiment.num_steps):
+      variables = replicated_state.measured()
+      found = experiment.evaluator.measure(variables, validations or tests)
+      reporter.evaluation(step, {k: e.result for k, e in found.items()})
+      if validations:
+        score = _score(found)
+    state = experiment.unreplicate(replicated_state)
+    checkpoints.save(state, score)
+    window.exclude(time.perf_counter() - paused)
+    if is_last or stop_now:
+      return state
 
 
 def _train_batches(

@@ -26,6 +26,7 @@ from retrieval_jax.training import (
   optim,
   program_cost,
   sharding,
+  stages,
   steps,
 )
 from retrieval_jax.training import state as state_lib
@@ -42,56 +43,22 @@ _MAX_ROWS = 2**15
 _PRECISION = 1 / 32
 
 
-class Device(NamedTuple):
-  """A kind of device, by the data sheet of its maker; dense, no sparsity.
-
-  Attributes:
-    memory_gb: in GiB.
-    bandwidth: of its memory, in bytes a second.
-    flops: a second, by `model.dtype`: bfloat16 summed in float32, and what JAX
-      makes of float32 by default, which is TF32 if there is.
-  """
-
-  memory_gb: float
-  bandwidth: float
-  flops: dict[str, float]
-
-
-DEVICES = {
-  # It has float16 alone, which is not what is computed here.
-  'v100': Device(16, 900e9, {'bfloat16': 15.7e12, 'float32': 15.7e12}),
-  'rtx_3090': Device(24, 936e9, {'bfloat16': 71e12, 'float32': 35.6e12}),
-  'a100': Device(80, 2039e9, {'bfloat16': 312e12, 'float32': 156e12}),
-  'h100': Device(80, 3350e9, {'bfloat16': 989e12, 'float32': 494e12}),
-}
-
-
-class Speed(NamedTuple):
-  """What a device does in a second.
-
-  Attributes:
-    flops: at its peak.
-    bandwidth: bytes of its memory; None: as fast as one likes.
-  """
-
-  flops: float
-  bandwidth: float | None
-
-
 class Facts(NamedTuple):
   """What a plan has to know of the data.
 
   Attributes:
     classes: of the training images.
     num_images: that are trained on.
-    image_shape: (H, W, C) that the network sees.
-    canvas_size: of the squares that crops are drawn on.
+    preprocessing: how pictures become what the network sees.
   """
 
   classes: config_lib.Classes
   num_images: int
-  image_shape: tuple[int, int, int]
-  canvas_size: int
+  preprocessing: data.Preprocessing
+
+  def scaled_to(self, side: int) -> 'Facts':
+    """Returns the facts with images of other pixels."""
+    return self._replace(preprocessing=self.preprocessing.scaled_to(side))
 
 
 class Memory(NamedTuple):
@@ -134,13 +101,13 @@ class Step(NamedTuple):
 
 
 class Plan(NamedTuple):
-  """What is known of a config before it runs.
+  """What is known of a stage before it runs.
 
   Attributes:
     facts: of the data.
     num_devices: that share a batch.
     batch_size: over all devices.
-    num_steps: of the run.
+    num_steps: of the stage.
     step: of this batch.
     temporary: with `model.remat` as named, if the backbone has that.
     budget: bytes of a device that JAX takes.
@@ -165,7 +132,7 @@ def find_facts(
   """Returns the facts of the data, which are loaded only if one is not given.
 
   Args:
-    config: validated.
+    config: validated; of stages, the last, whose images are the largest.
     num_classes: C; None: of the data.
     num_images: that are trained on; None: of the data.
 
@@ -183,18 +150,19 @@ def find_facts(
         '--config.data.image_size and --config.data.channels'
       ) from error
     config_checks.validate_dataset(config, dataset)
-    shape, classes = dataset.image_shape, config_lib.Classes.of(dataset)
+    preprocessing = dataset.preprocessing
+    classes = config_lib.Classes.of(dataset)
     num_images = num_images or len(dataset.train)
     if num_classes not in (None, classes.number):
       classes = _even_classes(num_classes, num_images)
   else:
-    shape, classes = (
+    classes = _even_classes(num_classes, num_images)
+    preprocessing = data.Preprocessing(
       (side, side, channels),
-      _even_classes(num_classes, num_images),
+      config.data.resize_size or side,
+      config.data.canvas_size or math.ceil(1.5 * side),
     )
-    config_checks.validate_images(config, shape, config.data.name)
-  canvas = config.data.canvas_size or math.ceil(1.5 * max(shape[:2]))
-  return Facts(classes, num_images, shape, canvas)
+  return Facts(classes, num_images, preprocessing)
 
 
 def _even_classes(num_classes, num_images):
@@ -220,7 +188,9 @@ def measure(
     The cost of the program that GPUs run.
   """
   axis = state_lib.AXIS
-  task = steps.make_task(config, facts.classes, facts.image_shape, axis)
+  task = steps.make_task(
+    config, facts.classes, facts.preprocessing.image_shape, axis
+  )
   chunk = config.gradient_cache.chunk_size
   task = task._replace(chunk_size=chunk and max(1, chunk // num_devices))
   schedule = optim.make_schedule(config.optimizer, 1)
@@ -277,12 +247,13 @@ def _cosine_bytes(
 
 def _batch_shapes(task, facts, num_rows):
   """Returns the shapes of the batch of a device."""
-  shape, labels = facts.image_shape, (num_rows,)
+  shape, labels = facts.preprocessing.image_shape, (num_rows,)
   if facts.classes.labels_per_row:
     labels = (num_rows, facts.classes.labels_per_row)
   batch = {'labels': jax.ShapeDtypeStruct(labels, jnp.int32)}
   if task.augmentation.needs_canvas:
-    shape = (facts.canvas_size, facts.canvas_size, shape[-1])
+    side = facts.preprocessing.canvas_size
+    shape = (side, side, shape[-1])
     batch['aspect_ratios'] = jax.ShapeDtypeStruct((num_rows,), jnp.float32)
   images = jax.ShapeDtypeStruct((num_rows, *shape), jnp.uint8)
   return {'images': images, **batch}
@@ -317,14 +288,14 @@ def _state_on_a_device(
   return jax.tree.map_with_path(part, state)
 
 
-def make_plan(
+def make_plans(
   config: ml_collections.ConfigDict,
   num_devices: int,
   budget: int,
   num_classes: int | None = None,
   num_images: int | None = None,
-) -> Plan:
-  """Plans a config.
+) -> tuple[Plan, ...]:
+  """Plans each stage of a config; it is one if it has no stages.
 
   Args:
     config: see `configs/default.py`.
@@ -337,7 +308,24 @@ def make_plan(
     InputError: a mistake in the config, or data that are not there.
   """
   config_checks.validate(config, num_devices)
-  facts = find_facts(config, num_classes, num_images)
+  last = stages.of_measured(config)
+  facts = find_facts(last, num_classes, num_images)
+  plans = []
+  for index, stage in enumerate(stages.schedule(config, facts.num_images)):
+    own, side = facts, stage.config.data.image_size
+    if side != last.data.image_size:
+      own = facts.scaled_to(side)
+    with stages.in_words_of(config, index):
+      shape = own.preprocessing.image_shape
+      config_checks.validate_images(stage.config, shape, config.data.name)
+      plans.append(
+        _plan_stage(stage.config, own, num_devices, budget, stage.num_steps)
+      )
+  return tuple(plans)
+
+
+def _plan_stage(config, facts, num_devices, budget, num_steps) -> Plan:
+  """Plans a stage, of its own config."""
   if config.data.batch_size > facts.num_images:
     raise InputError(
       f'data.batch_size is {config.data.batch_size}; allowed is at most '
@@ -368,7 +356,7 @@ def make_plan(
     facts=facts,
     num_devices=num_devices,
     batch_size=batch_size,
-    num_steps=config_lib.num_train_steps(config, facts.num_images),
+    num_steps=num_steps,
     step=step,
     temporary=temporary,
     budget=budget,
@@ -423,27 +411,3 @@ def largest(
     if not fits < guess < exceeds:
       guess = (fits + exceeds) // 2
   return fits
-
-
-def seconds(step: Step, speed: Speed, utilisation: float) -> float:
-  """Returns the seconds of a step.
-
-  t = max(flops / (u peak), bytes / bandwidth).
-
-  Args:
-    step: of a config.
-    speed: of a device.
-    utilisation: u, the share of its peak that is reached, in (0, 1].
-
-  Example:
-    >>> step = Step(None, flops=6 * 10**12, traffic=10**12)
-    >>> seconds(step, Speed(flops=20e12, bandwidth=500e9), utilisation=0.5)
-    2.0
-
-  References:
-    Williams et al., Roofline, CACM 2009.
-  """
-  times = [step.flops / (speed.flops * utilisation)]
-  if speed.bandwidth is not None:
-    times.append(step.traffic / speed.bandwidth)
-  return max(times)

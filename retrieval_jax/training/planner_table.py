@@ -1,38 +1,66 @@
 """A plan as text, which says of each number where it comes from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from retrieval_jax.training import planner
+from retrieval_jax.training import devices, planner
 
 _MIB = 2**20
 
 
 def table(
-  plan: planner.Plan, speeds: Mapping[str, planner.Speed], utilisation: float
+  plans: Sequence[planner.Plan],
+  speeds: Mapping[str, devices.Speed],
+  utilisation: float,
 ) -> str:
-  """Returns a plan as lines of text.
+  """Returns the plans of the stages of a config as lines of text.
 
   Args:
-    plan: of a config.
+    plans: one for each stage.
     speeds: of each kind of device, by its name.
     utilisation: share of the peak that is reached, in (0, 1].
   """
-  return '\n'.join(
-    [
-      *_subject(plan),
-      '',
-      *_memory(plan),
-      '',
-      *_fit(plan),
-      '',
-      *_speed(plan, speeds, utilisation),
-    ]
+  lines = []
+  for number, plan in enumerate(plans, start=1):
+    if len(plans) > 1:
+      lines += [f'stage {number} of {len(plans)}', '']
+    for part in (
+      _subject(plan),
+      _memory(plan),
+      _fit(plan),
+      _speed(plan, speeds, utilisation),
+    ):
+      lines += [*part, '']
+  if len(plans) > 1:
+    lines += [*_total(plans, speeds, utilisation), '']
+  return '\n'.join(lines[:-1])
+
+
+def _total(plans, speeds, utilisation):
+  needed = max(plan.step.memory.total for plan in plans)
+  fits = 'fit' if needed <= plans[0].budget else 'do NOT fit'
+  yield (
+    f'all {len(plans)} stages: {sum(plan.num_steps for plan in plans)} steps, '
+    f'{needed / _MIB:.1f} MiB at most; they {fits}'
   )
+  yield f'{"device":12} {"hours":>9}'
+  for name, speed in speeds.items():
+    hours = sum(_hours(plan, speed, utilisation) for plan in plans)
+    yield f'{name:12} {hours:9.2f}'
+
+
+def _hours(plan, speed, utilisation):
+  return plan.num_steps * _seconds(plan, speed, utilisation) / 3600
+
+
+def _seconds(plan, speed, utilisation):
+  """Returns the seconds of a step."""
+  step = plan.step
+  return devices.seconds(step.flops, step.traffic, speed, utilisation)
 
 
 def _subject(plan):
   facts = plan.facts
-  height, width, channels = facts.image_shape
+  height, width, channels = facts.preprocessing.image_shape
   yield (
     f'batch {plan.batch_size} on {plan.num_devices} devices, '
     f'{plan.batch_size // plan.num_devices} images of {height} x {width} x '
@@ -105,9 +133,9 @@ def _speed(plan, speeds, utilisation):
     f'{"hours":>9}'
   )
   for name, speed in speeds.items():
-    time = planner.seconds(step, speed, utilisation)
+    time = _seconds(plan, speed, utilisation)
     bandwidth = f'{speed.bandwidth / 1e9:.0f}' if speed.bandwidth else '-'
     yield (
       f'{name:12} {speed.flops / 1e12:12.1f} {bandwidth:>6} '
-      f'{plan.batch_size / time:9.0f} {plan.num_steps * time / 3600:9.2f}'
+      f'{plan.batch_size / time:9.0f} {_hours(plan, speed, utilisation):9.2f}'
     )

@@ -19,7 +19,7 @@ from retrieval_jax.core import relations
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import state as state_lib
 from retrieval_jax.training import steps
-from retrieval_jax.training.experiment import make_experiment
+from retrieval_jax.training.experiment import BuiltStage, make_experiment
 
 # What rounding may do, relative to the largest entry, by what is computed in.
 TOLERANCES = {'float32': 1e-5, 'bfloat16': 3e-2}
@@ -69,11 +69,25 @@ def run(config: ml_collections.ConfigDict) -> list[Check]:
     config.model.dropout = 0.0
   config.head.sample_rate = 1.0
   experiment = make_experiment(config)
-  dataset, batch = experiment.dataset, experiment.load_batch(0)
-  classes = config_lib.Classes.of(dataset)
+  classes = config_lib.Classes.of(experiment.dataset)
+  count = len(experiment.stages)
+  checks = []
+  for number, stage in enumerate(experiment.stages, start=1):
+    prefix = f'stage {number} of {count}: ' if count > 1 else ''
+    checks += [
+      check._replace(name=prefix + check.name)
+      for check in _check_stage(stage, classes)
+    ]
+  return checks
+
+
+def _check_stage(stage: BuiltStage, classes: config_lib.Classes) -> list[Check]:
+  """Checks the first step of a stage, from weights of the seed."""
+  config, shape = stage.plan.config, stage.task.image_shape
+  batch = stage.load_batch(stage.plan.first_step)
   checks = []
   make_step = functools.partial(
-    _make_step, classes=classes, image_shape=dataset.image_shape, batch=batch
+    _make_step, classes=classes, image_shape=shape, batch=batch
   )
   if jax.device_count() > 1:
     step, state = make_step(config, num_devices=1)

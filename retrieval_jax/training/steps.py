@@ -20,7 +20,7 @@ from retrieval_jax.core.errors import InputError
 from retrieval_jax.data import augmentation as augmentation_lib
 from retrieval_jax.data import transforms
 from retrieval_jax.training import config as config_lib
-from retrieval_jax.training import parameter_groups, sharding
+from retrieval_jax.training import parameter_groups, sharding, whitening
 from retrieval_jax.training import state as state_lib
 from retrieval_jax.training import views as views_lib
 from retrieval_jax.training.config import Classes
@@ -47,6 +47,7 @@ class Task(NamedTuple):
     frozen: regular expressions of the parameters that do not train.
     accumulate_steps: steps to an update.
     ema_decay: of the moving averages of the embedder; None: there are none.
+    first_step: of the run, from which updates are counted.
   """
 
   networks: Networks
@@ -61,6 +62,7 @@ class Task(NamedTuple):
   frozen: tuple[str, ...] = ()
   accumulate_steps: int = 1
   ema_decay: float | None = None
+  first_step: int = 0
 
 
 def make_task(
@@ -68,6 +70,7 @@ def make_task(
   classes: Classes,
   image_shape: tuple[int, int, int],
   axis_name: str | None = state_lib.AXIS,
+  first_step: int = 0,
 ) -> Task:
   """Returns the task of a validated config, for such classes and images."""
   chunk_size = config.gradient_cache.chunk_size
@@ -91,6 +94,7 @@ def make_task(
     frozen=tuple(config.optimizer.get('frozen', ())),
     accumulate_steps=config.optimizer.get('accumulate_steps', 1),
     ema_decay=config.optimizer.get('ema_decay'),
+    first_step=first_step,
   )
 
 
@@ -196,13 +200,14 @@ def moving_averages(
   """Returns the moving averages after a step.
 
   a <- d a + (1 - d) w after an update of the weights w, with
-  d = min(`ema_decay`, (1 + u) / (10 + u)) at update u = 0, 1, ..., so that the
-  first weights, which are random, are soon forgotten.
+  d = min(`ema_decay`, (1 + u) / (10 + u)) at update u = 0, 1, ... of a stage,
+  so that the first weights, which are random or of smaller images, are soon
+  forgotten.
 
   Args:
     averages: before the step, {} if none are kept.
     variables: after the step, with the structure of the averages.
-    step: the number of steps done before it.
+    step: the number of steps of the run done before it.
     task: what is trained.
 
   References:
@@ -213,6 +218,8 @@ def moving_averages(
   if not averages:
     return averages
   every = task.accumulate_steps
+  if task.first_step:
+    step = step - task.first_step
   update = step // every
   decay = jnp.minimum(task.ema_decay, (1 + update) / (10 + update))
   updated = step % every == every - 1
@@ -376,7 +383,8 @@ def embed_step(
   `views.embed`.
 
   Args:
-    variables: {'params': of the embedder, 'batch_stats'}.
+    variables: {'params': of the embedder, 'batch_stats'}, and 'whitening' if
+      the model ends with one.
     images: uint8 [B, H, W, C] of this device.
     task: what was trained.
     axis_name: of the devices, or None.
@@ -385,10 +393,14 @@ def embed_step(
     [G, D] float32, unit rows, of all devices in order.
   """
   x = transforms.to_model_input(images, task.mean, task.std)
+  own = dict(variables)
+  layer = own.pop('whitening', None)
   network = functools.partial(
-    task.networks.measured_embedder.apply, variables, train=False
+    task.networks.measured_embedder.apply, own, train=False
   )
   embeddings = views_lib.embed(network, x, task.views)
+  if layer is not None:
+    embeddings = whitening.apply(embeddings, layer)
   return collectives.all_gather_rows(embeddings, axis_name)
 
 

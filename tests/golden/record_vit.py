@@ -2,7 +2,7 @@
 
 It needs `pip install torch timm transformers`; the tests need none of them,
 they read `vit.json`. Weights and images are functions of names and shapes
-(`vit_weights.py`), so that only a few numbers of each result are kept.
+(`made_weights.py`), so that only a few numbers of each result are kept.
 
     python tests/golden/record_vit.py
 """
@@ -14,12 +14,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import made_weights
 import numpy as np
 import safetensors.numpy
 import timm
 import torch
 import transformers
-import vit_weights
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -274,7 +274,7 @@ def with_known_weights(case: Case) -> tuple[nn.Module, dict[str, list[int]]]:
   model = case.model()
   if not case.from_hub:
     shapes = {k: list(v.shape) for k, v in model.state_dict().items()}
-    known = vit_weights.weights(shapes)
+    known = made_weights.tensors(shapes)
     model.load_state_dict({k: torch.tensor(v) for k, v in known.items()})
     return model.double().eval(), shapes
   with tempfile.TemporaryDirectory() as folder:
@@ -282,7 +282,7 @@ def with_known_weights(case: Case) -> tuple[nn.Module, dict[str, list[int]]]:
     path = f'{folder}/model.safetensors'
     stored = safetensors.numpy.load_file(path)
     shapes = {name: list(stored[name].shape) for name in sorted(stored)}
-    known = vit_weights.weights(shapes)
+    known = made_weights.tensors(shapes)
     safetensors.numpy.save_file(known, path, metadata={'format': 'pt'})
     model = type(model).from_pretrained(folder)
   return model.double().eval(), shapes
@@ -293,7 +293,7 @@ def run(case: Case) -> dict[str, Any]:
   model, shapes = with_known_weights(case)
   results = []
   for height, width in case.sizes:
-    images = torch.tensor(vit_weights.images(height, width)).double()
+    images = torch.tensor(made_weights.images(height, width)).double()
     with torch.no_grad():
       token, patches = case.features(model, images.permute(0, 3, 1, 2))
     results.append(
@@ -331,7 +331,7 @@ def outline(name: str) -> dict[str, Any]:
 
 def resize(size, grid, antialias, offset) -> dict[str, Any]:
   positions = torch.tensor(
-    vit_weights.weights({'pos': [size * size, 2]})['pos']
+    made_weights.tensors({'pos': [size * size, 2]})['pos']
   )
   square = positions.double().reshape(1, size, size, -1).permute(0, 3, 1, 2)
   how = (

@@ -20,9 +20,9 @@ _LOSSES = ('', ':triplet_margin', ':arcface', ':cosface')
 _ARGUMENTS = {
   'zero_shot': _LOSSES,
   **dict.fromkeys(protocols.zero_shot.BENCHMARKS, (*_LOSSES, ':proxy_anchor')),
-  'harry_mnist': ('', ':circle'),
-  'harry_small': ('', ':circle'),
-  'harry_landmarks': ('', ':circle', ':stage2', ':circle,stage3'),
+  **dict.fromkeys(
+    ('harry_mnist', 'harry_small', 'harry_landmarks'), ('', ':circle')
+  ),
 }
 
 
@@ -39,18 +39,10 @@ def test_every_config_validates(config):
   config_checks.validate(config_lib.load(config))
 
 
-@pytest.mark.parametrize(
-  'argument, words',
-  [
-    ('stage4', "'stage4' is no loss and no stage: arcface, circle, stage1"),
-    ('stage1,stage2', 'more than one loss and one stage'),
-    ('arcface,circle', 'more than one loss and one stage'),
-  ],
-)
-def test_arguments_that_harry_does_not_take(argument, words):
+def test_arguments_that_harry_does_not_take():
   path = CONFIGS[0].with_name('harry_landmarks.py')
-  with pytest.raises(InputError, match=words):
-    config_lib.load(f'{path}:{argument}')
+  with pytest.raises(InputError, match="'stage2' is no loss of Harry: arcface"):
+    config_lib.load(f'{path}:stage2')
 
 
 @pytest.mark.parametrize(
@@ -237,14 +229,6 @@ def test_differing_keys_leave_out_what_may_differ(make_config):
   one = make_config()
   other = make_config(log_every_steps=5, eval__batch_size=32, seed=3)
   assert config_lib.differing_keys(one, other) == ['seed']
-
-
-def test_steps(make_config):
-  config = make_config()
-  assert config_lib.num_train_steps(config, 80) == 6
-  config = make_config(num_train_steps=None, num_epochs=3)
-  assert config_lib.num_train_steps(config, 80) == 15
-  assert config_lib.num_train_steps(config, 81) == 18
 
 
 def test_class_weights_have_to_fit_the_classes(make_config, tiny_dataset):

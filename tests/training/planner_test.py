@@ -8,7 +8,13 @@ import pytest
 from retrieval_jax import plan as command
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.training import config as config_lib
-from retrieval_jax.training import planner, planner_table, program_cost, steps
+from retrieval_jax.training import (
+  devices,
+  planner,
+  planner_table,
+  program_cost,
+  steps,
+)
 from retrieval_jax.training.experiment import make_experiment
 
 LARGE = 2**40
@@ -20,7 +26,7 @@ def test_state_is_what_the_devices_hold(make_config, sharded):
     'arcface', head__sharded=sharded, optimizer__ema_decay=0.99
   )
   experiment = make_experiment(config)
-  state = experiment.replicate(experiment.initial_state())
+  state = experiment.replicate(experiment.stages[0].initial_state())
   held = sum(
     leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state)
   )
@@ -38,6 +44,7 @@ def test_state_is_what_the_devices_hold(make_config, sharded):
 def test_memory_and_work_are_near_those_of_the_compiled_step(make_config):
   config = make_config('circle')
   experiment = make_experiment(config)
+  (stage,) = experiment.stages
   task = steps.make_task(
     config,
     config_lib.Classes.of(experiment.dataset),
@@ -47,11 +54,11 @@ def test_memory_and_work_are_near_those_of_the_compiled_step(make_config):
   step = functools.partial(
     steps.train_step,
     task=task,
-    optimizer=experiment.optimizer,
-    schedule=experiment.schedule,
+    optimizer=stage.optimizer,
+    schedule=stage.schedule,
     axis_name=None,
   )
-  state = experiment.initial_state()
+  state = stage.initial_state()
   batch = {
     'images': jax.ShapeDtypeStruct((256, 8, 8, 1), 'uint8'),
     'labels': jax.ShapeDtypeStruct((256,), 'int32'),
@@ -71,7 +78,7 @@ def test_data_need_not_be_there(make_config):
   )
   config_lib.override(config, 'data.mean', '(0.5,)')
   facts = planner.find_facts(config, 1000, 50_000)
-  assert facts.image_shape == (32, 32, 3)
+  assert facts.preprocessing.image_shape == (32, 32, 3)
   assert facts.num_images == 50_000
   found = planner.measure(config, facts, 4, 16)
   assert found.memory.cosines == 4 * 4 * 1000
@@ -91,15 +98,15 @@ def linear_memory(monkeypatch):
 
 def test_what_does_not_fit_is_said(make_config, linear_memory):
   config = make_config()
-  found = planner.make_plan(config, 2, 1000 + 3 * 20)
+  (found,) = planner.make_plans(config, 2, 1000 + 3 * 20)
   assert found.step.memory.total == 1000 + 3 * 8
   assert found.largest_batch == 40
-  assert planner.make_plan(config, 2, 1002).largest_batch == 0
-  text = planner_table.table(found, {'x': planner.Speed(1e3, None)}, 0.5)
+  text = planner_table.table([found], {'x': devices.Speed(1e3, None)}, 0.5)
   assert 'batch 16 fits into 0 MiB' in text
   assert '40, 20 on each device' in text
-  found = planner.make_plan(config, 2, 1002)
-  text = planner_table.table(found, {}, 0.5)
+  (found,) = planner.make_plans(config, 2, 1002)
+  assert found.largest_batch == 0
+  text = planner_table.table([found], {}, 0.5)
   assert 'does NOT fit' in text and 'no batch fits' in text
 
 
@@ -108,15 +115,40 @@ def test_batches_are_multiples_of_devices_classes_and_chunks(
 ):
   config = make_config(data__batch_size=24, gradient_cache__chunk_size=12)
   config.data.classes_per_batch = 3  # Of 8 images each.
-  found = planner.make_plan(config, 2, 1000 + 3 * 35)
+  (found,) = planner.make_plans(config, 2, 1000 + 3 * 35)
   assert found.largest_batch == 48
 
 
+def test_stages_are_planned_one_by_one(make_config, linear_memory):
+  config = make_config(
+    num_train_steps=None,
+    stages=(
+      {'num_train_steps': 7200, 'image_size': 8},
+      {'num_epochs': 90, 'image_size': 16, 'batch_size': 8},
+    ),
+    model__pooling='average',
+  )
+  config.data.classes_per_batch = 0
+  plans = planner.make_plans(config, 2, 1000 + 3 * 20)
+  shapes = [plan.facts.preprocessing.image_shape for plan in plans]
+  assert shapes == [(8, 8, 1), (16, 16, 1)]
+  assert [plan.num_steps for plan in plans] == [7200, 900]
+  assert [plan.largest_batch for plan in plans] == [40, 40]
+  # 8 rows a device are one second of the first stage, 4 half a one.
+  text = planner_table.table(plans, {'x': devices.Speed(16, None)}, 0.5)
+  assert 'stage 2 of 2' in text
+  assert text.splitlines()[-3:] == [
+    'all 2 stages: 8100 steps, 0.0 MiB at most; they fit',
+    'device           hours',
+    'x                 2.12',
+  ]
+
+
 def test_no_batch_is_larger_than_the_data(make_config, linear_memory):
-  found = planner.make_plan(make_config(), 2, LARGE)
+  (found,) = planner.make_plans(make_config(), 2, LARGE)
   assert found.largest_batch == found.facts.num_images == 80
   with pytest.raises(InputError, match='data.batch_size is 16; .* at most 12'):
-    planner.make_plan(make_config(), 2, LARGE, num_images=12)
+    planner.make_plans(make_config(), 2, LARGE, num_images=12)
 
 
 def test_chunks_bound_the_memory(make_config):
@@ -144,16 +176,6 @@ def test_largest_is_found_to_within_its_precision(answer):
   assert found <= answer < found + max(1, found // 32) + 1
   assert len(asked) < 12
   assert planner.largest(total, 3, first=8, most=4096) == 0
-
-
-def test_time_is_that_of_arithmetic_or_of_memory():
-  step = planner.Step(None, flops=6 * 10**12, traffic=10**11)
-  fast = planner.Speed(20e12, 1e12)
-  assert planner.seconds(step, fast, 0.3) == pytest.approx(1.0)
-  slow = fast._replace(bandwidth=5e10)
-  assert planner.seconds(step, slow, 0.3) == pytest.approx(2.0)
-  unknown = fast._replace(bandwidth=None)
-  assert planner.seconds(step, unknown, 0.5) == pytest.approx(0.6)
 
 
 def test_command(capsys):

@@ -31,13 +31,13 @@ def test_a_run_starts_with_them(make_config, tiny_dataset):
   config = make_config(
     'arcface', head__init='class_mean', head__init_images=3, eval__flip=True
   )
-  experiment = loop.make_experiment(config)
+  (stage,) = loop.make_experiment(config).stages
   state = proxy_init.with_class_means(
-    experiment.initial_state(), config, experiment.task, tiny_dataset.train
+    stage.initial_state(), config, stage.task, tiny_dataset.train
   )
   # The labels of the tiny set go round: the first thirty are three of each.
   x = tiny_dataset.train.images_at(np.arange(30)).astype(np.float32) / 255
-  rows = experiment.task.networks.embedder.apply(
+  rows = stage.task.networks.embedder.apply(
     {'params': state.params['embedder']}, (x - 0.1307) / 0.3081, False
   )
   means = _unit(np.asarray(rows)).reshape(3, 10, 50).mean(axis=0)

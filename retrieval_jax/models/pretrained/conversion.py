@@ -11,6 +11,14 @@ from retrieval_jax.core.errors import InputError
 # That a message lists before it stops.
 _NUM_NAMED = 3
 
+# torch's tensors of a BatchNorm, and the (collection, leaf) of ours.
+BATCH_NORM_LEAVES = {
+  'weight': ('params', 'scale'),
+  'bias': ('params', 'bias'),
+  'running_mean': ('batch_stats', 'mean'),
+  'running_var': ('batch_stats', 'var'),
+}
+
 # Of the images that published weights are for.
 _COLOR_CHANNELS = 3
 

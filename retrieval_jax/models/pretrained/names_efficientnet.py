@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from retrieval_jax.models.pretrained.conversion import BATCH_NORM_LEAVES
+
 _ENDS = {
   'conv_stem': 'stem_conv',
   'bn1': 'stem_norm',
@@ -22,12 +24,6 @@ _LAYERS = {
   'bn1': 'norm_0',
   'bn2': 'norm_1',
   'bn3': 'norm_2',
-}
-_LEAVES = {
-  'weight': ('params', 'scale'),
-  'bias': ('params', 'bias'),
-  'running_mean': ('batch_stats', 'mean'),
-  'running_var': ('batch_stats', 'var'),
 }
 _NAME = re.compile(
   r'(?:blocks\.(?P<stage>\d+)\.(?P<block>\d+)\.)?(?P<layer>[a-z_.]+[123]?)'
@@ -92,7 +88,7 @@ def flax_path(name: str) -> tuple[str, tuple[str, ...]] | None:
     if match['stage'] == '0' and match['layer'] == 'conv_pw':
       path = ('project',)
     path = (f'stage_{match["stage"]}_block_{match["block"]}', *path)
-  collection, leaf = _LEAVES[match['leaf']]
+  collection, leaf = BATCH_NORM_LEAVES[match['leaf']]
   if 'norm' not in path[-1] and match['leaf'] == 'weight':
     leaf = 'kernel'
   return collection, (*path, leaf)

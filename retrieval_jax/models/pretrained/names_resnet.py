@@ -2,12 +2,8 @@
 
 import re
 
-_LEAVES = {
-  'weight': ('params', 'scale'),
-  'bias': ('params', 'bias'),
-  'running_mean': ('batch_stats', 'mean'),
-  'running_var': ('batch_stats', 'var'),
-}
+from retrieval_jax.models.pretrained.conversion import BATCH_NORM_LEAVES
+
 _NAME = re.compile(
   r'(?:layer(?P<stage>[1-4])\.(?P<block>\d+)\.)?'
   r'(?:(?P<layer>conv|bn)(?P<number>[1-3])|downsample\.(?P<shortcut>[01]))'
@@ -50,5 +46,5 @@ def flax_path(name: str) -> tuple[str, tuple[str, ...]] | None:
   if match['stage']:
     stage = int(match['stage']) - 1
     path = (f'stage_{stage}_block_{match["block"]}', *path)
-  collection, leaf = _LEAVES[match['leaf']]
+  collection, leaf = BATCH_NORM_LEAVES[match['leaf']]
   return collection, (*path, leaf if is_norm else 'kernel')

@@ -8,7 +8,7 @@ import numpy as np
 from absl.testing import parameterized
 
 from retrieval_jax.models.backbones.positions import resize_positions
-from tests.golden import vit_weights
+from tests.golden import made_weights
 
 RESIZES = json.loads(
   (pathlib.Path(__file__).parents[2] / 'golden' / 'vit.json').read_text()
@@ -19,7 +19,7 @@ class ResizePositionsTest(parameterized.TestCase):
   @parameterized.parameters(range(len(RESIZES)))
   def test_equals_torch(self, index):
     row = RESIZES[index]
-    positions = vit_weights.weights({'pos': [row['size'] ** 2, 2]})['pos']
+    positions = made_weights.tensors({'pos': [row['size'] ** 2, 2]})['pos']
     found = resize_positions(
       jnp.asarray(positions),
       tuple(row['grid']),
@@ -49,7 +49,7 @@ class ResizePositionsTest(parameterized.TestCase):
 
   def test_bfloat16_is_interpolated_in_float32(self):
     positions = jnp.asarray(
-      vit_weights.weights({'pos': [16, 2]})['pos'], jnp.bfloat16
+      made_weights.tensors({'pos': [16, 2]})['pos'], jnp.bfloat16
     )
     found = resize_positions(positions, (3, 7), antialias=True)
     exact = resize_positions(

@@ -16,13 +16,13 @@ from retrieval_jax.core.errors import InputError
 from retrieval_jax.models.backbones.vit import ViT
 from retrieval_jax.models.backbones.vit_variants import VIT_VARIANTS
 from retrieval_jax.models.pretrained import names_vit
-from tests.golden import vit_weights
+from tests.golden import made_weights
 
 GOLDEN = json.loads(
   (pathlib.Path(__file__).parents[2] / 'golden' / 'vit.json').read_text()
 )
 TINY = ViT(width=12, depth=2, num_heads=3, patch_size=4, native_size=12)
-IMAGES, IMAGES_8 = vit_weights.images(8, 12), vit_weights.images(8, 8)
+IMAGES, IMAGES_8 = made_weights.images(8, 12), made_weights.images(8, 8)
 
 
 def to_variables(tensors):
@@ -60,16 +60,16 @@ def initial_shapes(vit, images):
 def known_variables(vit):
   # Compiling `init` would take longer than the tests.
   shapes = shapes_of(initial_shapes(vit, IMAGES))
-  flat = vit_weights.weights(
+  flat = made_weights.tensors(
     {k.replace('/', '.'): s for k, s in shapes.items()}
   )
   return flax.traverse_util.unflatten_dict(flat, sep='.')
 
 
 def check_case(case, vit):
-  variables = to_variables(vit_weights.weights(case['shapes']))
+  variables = to_variables(made_weights.tensors(case['shapes']))
   for result in case['results']:
-    images = vit_weights.images(*result['image'])
+    images = made_weights.images(*result['image'])
     features = apply(vit, variables, images)
     token, tokens = np.array(result['token']), np.array(result['map'])
     (found,) = features.maps
@@ -88,7 +88,7 @@ class ParityTest(parameterized.TestCase):
   def test_equals_theirs(self, name):
     case = GOLDEN['cases'][name]
     vit = ViT(**case['vit'])
-    variables = to_variables(vit_weights.weights(case['shapes']))
+    variables = to_variables(made_weights.tensors(case['shapes']))
     shapes = initial_shapes(vit, IMAGES_8)
     self.assertEqual(shapes_of(variables), shapes_of(shapes))
     check_case(case, vit)
@@ -182,8 +182,8 @@ class OptionsTest(parameterized.TestCase):
   def test_bfloat16_computes_in_it_and_stays_near(self):
     case = GOLDEN['cases']['dinov2_reg']
     vit = ViT(**case['vit'])
-    variables = to_variables(vit_weights.weights(case['shapes']))
-    images = vit_weights.images(24, 56)
+    variables = to_variables(made_weights.tensors(case['shapes']))
+    images = made_weights.images(24, 56)
     exact = apply(vit, variables, images)
     rough = apply(
       dataclasses.replace(vit, dtype=jnp.bfloat16), variables, images
