@@ -6,6 +6,7 @@ before, and the batch is a function of the step: the step is done once more, on
 one device and piece by piece, until the first piece that is not finite.
 """
 
+import functools
 import io
 import os
 from collections.abc import Callable, Mapping
@@ -75,9 +76,10 @@ def diagnose(
     learning_rate: of the step, for the cure.
   """
   step = int(state.step)
-  images, targets, dropout_key, loss_key = steps.network_inputs(
-    jax.tree.map(jnp.asarray, dict(batch)), step, task, axis_name=None
-  )
+  # A piece is compiled whole: operation by operation takes far longer.
+  images, targets, dropout_key, loss_key = jax.jit(
+    lambda batch: steps.network_inputs(batch, step, task, axis_name=None)
+  )(dict(batch))
   rows = np.tile(rows, task.objective.num_views)
   labels = np.asarray(targets.labels)
   saved = {'images': np.asarray(batch['images']), 'rows': rows}
@@ -115,17 +117,29 @@ def diagnose(
   size = float(np.abs(weights[largest]).max())
   facts = [f'largest weight: {size:.3g} in {largest}']
 
-  embeddings, updates = task.networks.embedder.apply(
+  paths = []
+
+  def embed(variables, images, dropout_key):
+    embeddings, updates = task.networks.embedder.apply(
+      variables,
+      images,
+      train=True,
+      mutable=['batch_stats', 'intermediates'],
+      capture_intermediates=True,
+      rngs={'dropout': dropout_key},
+    )
+    layers = flax.traverse_util.flatten_dict(updates['intermediates'])
+    # In the order in which they ran; a mapping comes out sorted by name.
+    paths[:] = layers
+    return embeddings, list(layers.values())
+
+  embeddings, outputs_of_layers = jax.jit(embed)(
     {'params': state.params['embedder'], 'batch_stats': state.batch_stats},
     images,
-    train=True,
-    mutable=['batch_stats', 'intermediates'],
-    capture_intermediates=True,
-    rngs={'dropout': dropout_key},
+    dropout_key,
   )
   saved['embeddings'] = np.asarray(embeddings)
-  layers = flax.traverse_util.flatten_dict(updates['intermediates'])
-  for path, outputs in layers.items():
+  for path, outputs in zip(paths, outputs_of_layers, strict=True):
     outputs = jax.tree.leaves(outputs)  # A backbone gives several maps.
     if all(_is_finite(output) for output in outputs):
       continue
@@ -139,9 +153,13 @@ def diagnose(
       overflow + rate_cure,
       *facts,
     )
-  norms = np.asarray(arrays.norms(embeddings))
+  norms = np.asarray(jax.jit(arrays.norms)(embeddings))
   facts.append(f'embedding norms: {norms.min():.3g} to {norms.max():.3g}')
-  cosines = _cosines(task.objective, state.params, embeddings, targets.labels)
+  cosines = np.asarray(
+    jax.jit(functools.partial(_cosines, task.objective))(
+      state.params, embeddings, targets.labels
+    )
+  )
   saved['cosines'] = cosines
   facts.append(
     f'cosines with the own class: {cosines.min():.6g} to {cosines.max():.6g}'
@@ -158,7 +176,7 @@ def diagnose(
     return outcome.loss
 
   proxies = state.params.get('head', {}).get('proxies')
-  value, gradient = jax.value_and_grad(loss_fn)(
+  value, gradient = jax.jit(jax.value_and_grad(loss_fn))(
     embeddings, proxies, state.params.get('loss', {})
   )
   bad = ~_finite_rows(gradient)
@@ -204,14 +222,12 @@ def _cosines(objective, params, embeddings, labels):
     cosines = arrays.proxy_cosines(
       embeddings, params['head']['proxies'], objective.centers
     )
-    return np.asarray(
-      jnp.take_along_axis(cosines, labels[:, None], axis=1)[:, 0]
-    )
+    return jnp.take_along_axis(cosines, labels[:, None], axis=1)[:, 0]
   ids = jnp.arange(len(labels), dtype=jnp.int32)
   positives, _ = relations.pair_masks(labels, labels, ids, ids)
   cosines = arrays.cosine_similarities(embeddings, embeddings)
   nearest = jnp.max(jnp.where(positives, cosines, -jnp.inf), axis=1)
-  return np.asarray(jnp.where(jnp.any(positives, axis=1), nearest, 1.0))
+  return jnp.where(jnp.any(positives, axis=1), nearest, 1.0)
 
 
 def _finite_rows(x) -> np.ndarray:

@@ -9,13 +9,24 @@ from retrieval_jax.core import relations
 from retrieval_jax.core.errors import InputError, unknown_name
 
 
+def compiled(function):
+  """Compiles a function whole, which then returns NumPy's arrays.
+
+  Each operation on arrays of JAX would be a program of its own.
+  """
+  run = jax.jit(function)
+  return lambda *args, **kwargs: jax.device_get(run(*args, **kwargs))
+
+
+pair_masks = compiled(relations.pair_masks)
+relevance = compiled(relations.relevance)
+
+
 def test_masks_against_a_loop():
   rng = np.random.default_rng(0)
   labels, others = rng.integers(-1, 3, 9), rng.integers(-1, 3, 7)
   ids, other_ids = np.arange(9), np.arange(7) + 2
-  positives, negatives = relations.pair_masks(
-    *map(jnp.asarray, (labels, others, ids, other_ids))
-  )
+  positives, negatives = pair_masks(labels, others, ids, other_ids)
   for i in range(9):
     for j in range(7):
       pair = labels[i] >= 0 and others[j] >= 0 and ids[i] != other_ids[j]
@@ -24,8 +35,8 @@ def test_masks_against_a_loop():
 
 
 def test_padding_is_in_no_pair():
-  labels = jnp.array([-1, -1, 0])
-  positives, negatives = relations.pair_masks(labels, labels)
+  labels = np.array([-1, -1, 0])
+  positives, negatives = pair_masks(labels, labels)
   assert not positives[:2].any() and not negatives[:2].any()
   assert positives[2].tolist() == [False, False, True]
 
@@ -71,9 +82,9 @@ def test_jaccard_and_masks_of_label_sets_against_a_loop():
   rng = np.random.default_rng(1)
   labels, others = _label_sets(rng, 9), _label_sets(rng, 7, width=4)
   ids, other_ids = np.arange(9), np.arange(7) + 2
-  found = jax.jit(relations.relevance)(labels, others)
-  masks = jax.jit(relations.pair_masks)(labels, others, ids, other_ids)
-  assert found.dtype == jnp.float32
+  found = relevance(labels, others)
+  masks = pair_masks(labels, others, ids, other_ids)
+  assert found.dtype == np.float32
   padding = 0
   for i in range(9):
     for j in range(7):
@@ -90,11 +101,11 @@ def test_jaccard_and_masks_of_label_sets_against_a_loop():
 
 def test_sets_of_one_label_are_classes():
   rng = np.random.default_rng(0)
-  labels, ids = jnp.asarray(rng.integers(-1, 3, 12)), jnp.arange(12)
-  alone = relations.pair_masks(labels, labels, ids, ids)
-  wide = jnp.stack([jnp.full(12, -1), labels], axis=1)
+  labels, ids = rng.integers(-1, 3, 12), np.arange(12)
+  alone = pair_masks(labels, labels, ids, ids)
+  wide = np.stack([np.full(12, -1), labels], axis=1)
   for found, expected in zip(
-    relations.pair_masks(wide, wide, ids, ids), alone, strict=True
+    pair_masks(wide, wide, ids, ids), alone, strict=True
   ):
     np.testing.assert_array_equal(found, expected)
 
@@ -103,10 +114,8 @@ def test_grades_against_a_loop():
   rng = np.random.default_rng(2)
   labels, others = rng.integers(-1, 4, 9), rng.integers(-1, 4, 7)
   grades = rng.uniform(size=(4, 4)) * (rng.uniform(size=(4, 4)) < 0.6)
-  found = jax.jit(relations.relevance)(labels, others, grades)
-  positives, negatives = relations.pair_masks(
-    jnp.asarray(labels), jnp.asarray(others), grades=grades
-  )
+  found = relevance(labels, others, grades)
+  positives, negatives = pair_masks(labels, others, grades=grades)
   for i in range(9):
     for j in range(7):
       pair = labels[i] >= 0 and others[j] >= 0
@@ -117,10 +126,9 @@ def test_grades_against_a_loop():
 
 
 def test_grades_of_the_identity_are_classes():
-  labels = jnp.array([0, 2, 1, 2])
+  labels = np.array([0, 2, 1, 2])
   np.testing.assert_array_equal(
-    relations.relevance(labels, labels, jnp.eye(3)),
-    relations.relevance(labels, labels),
+    relevance(labels, labels, np.eye(3)), relevance(labels, labels)
   )
 
 
@@ -148,12 +156,10 @@ def test_the_host_and_the_devices_agree(kind):
     labels, others = rng.integers(0, 4, 8), rng.integers(0, 4, 5)
   grades = np.eye(4)[::-1].copy() if kind == 'grades' else None
   nearest = rng.integers(0, 5, (8, 3))
-  expected = relations.relevance(
-    jnp.asarray(labels), jnp.asarray(others), grades
-  )
+  expected = relevance(labels, others, grades)
   np.testing.assert_array_equal(
     relations.are_related(labels, others[nearest], grades),
-    np.take_along_axis(np.asarray(expected) > 0, nearest, axis=1),
+    np.take_along_axis(expected > 0, nearest, axis=1),
   )
 
 

@@ -75,20 +75,28 @@ def loss_of(*args, **kwargs):
 
 
 def compiled(function):
-  # Each is run once or twice: the time is that of the compiler.
-  return jax.jit(
+  # Each is run once or twice: the time is that of the compiler. What comes out
+  # is NumPy's: each operation on it would be a program of its own.
+  run = jax.jit(
     function, compiler_options={'xla_backend_optimization_level': 0}
   )
+  return lambda *args: jax.device_get(run(*args))
 
 
-def value_of(name, x, labels, **more):
-  """Returns `loss_of`, compiled."""
-  arrays = {k: jnp.float32(v) for k, v in more.items() if k in ('y',)}
+def run_whole(function, name, x, labels, **more):
+  arrays = {
+    k: np.float32(v) for k, v in more.items() if k in ('y', 'relevance')
+  }
   hyper = {k: v for k, v in more.items() if k not in arrays}
   run = compiled(
-    lambda x, labels, arrays: loss_of(name, x, labels, **arrays, **hyper)
+    lambda x, labels, arrays: function(name, x, labels, **arrays, **hyper)
   )
-  return run(jnp.float32(x), jnp.asarray(labels), arrays)
+  return run(np.float32(x), labels, arrays)
+
+
+# `terms` and `loss_of`, compiled.
+terms_of = functools.partial(run_whole, terms)
+value_of = functools.partial(run_whole, loss_of)
 
 
 # Loops in float64, written from the papers.
@@ -340,30 +348,28 @@ class FactsTest(parameterized.TestCase):
       row = LOSSES['ntxent'].function
       return row(s, positives, negatives, temperature=0.01)['loss'][0][0]
 
-    np.testing.assert_allclose(value(s), 200.0, rtol=1e-6)
-    np.testing.assert_allclose(
-      jax.grad(value)(s)[0], [0.0, -100.0, 100.0], rtol=1e-5
-    )
+    found, gradient = compiled(jax.value_and_grad(value))(s)
+    np.testing.assert_allclose(found, 200.0, rtol=1e-6)
+    np.testing.assert_allclose(gradient[0], [0.0, -100.0, 100.0], rtol=1e-5)
 
   def test_a_pair_without_negatives_counts_in_ntxent_and_not_in_dcl(self):
     x, labels = embeddings(3), np.zeros(3, int)
-    _, counts = terms('ntxent', jnp.float32(x), jnp.asarray(labels))['loss']
+    _, counts = terms_of('ntxent', x, labels)['loss']
     np.testing.assert_array_equal(counts, [2, 2, 2])
-    values, counts = terms(
-      'decoupled_contrastive', jnp.float32(x), jnp.asarray(labels)
-    )['loss']
+    values, counts = terms_of('decoupled_contrastive', x, labels)['loss']
     np.testing.assert_array_equal(counts, [0, 0, 0])
     np.testing.assert_array_equal(values, [0, 0, 0])
 
   def test_decoupled_contrastive_pulls_a_positive_however_near_it_is(self):
-    positives = jnp.array([[True, False]])
+    positives = np.array([[True, False]])
 
     def value(s):
       row = LOSSES['decoupled_contrastive'].function
       return row(s, positives, ~positives, temperature=0.5)['loss'][0][0]
 
+    step = compiled(jax.grad(value))
     for near in (-1.0, 0.0, 1.0):
-      gradient = jax.grad(value)(jnp.array([[near, 0.0]]))
+      gradient = step(np.float32([[near, 0.0]]))
       np.testing.assert_allclose(gradient[0], [-2.0, 2.0], rtol=1e-6)
 
   def test_supcon_without_negatives_contrasts_the_positives(self):
@@ -382,10 +388,10 @@ class FactsTest(parameterized.TestCase):
     )
 
   def test_multi_label_threshold_is_closed(self):
-    x, labels = jnp.float32(embeddings(3)), jnp.arange(3)
-    relevance = jnp.array([[0, 0.5, 0.25], [0.5, 0, 0], [0.25, 0, 0]])
+    x, labels = embeddings(3), np.arange(3)
+    relevance = np.array([[0, 0.5, 0.25], [0.5, 0, 0], [0.25, 0, 0]])
     for threshold, expected in ((0.5, [1, 1, 0]), (0.51, [0, 0, 0])):
-      _, counts = terms(
+      _, counts = terms_of(
         'multi_label_supcon',
         x,
         labels,
@@ -398,16 +404,13 @@ class FactsTest(parameterized.TestCase):
     d = jnp.array([[0.0, 4.0, 0.0]])
     positives = jnp.array([[False, True, False]])
     negatives = jnp.array([[False, False, True]])
-    values, counts = LOSSES['nca'].function(
-      d, positives, negatives, softmax_scale=1000.0
-    )['loss']
+    loss = functools.partial(LOSSES['nca'].function, softmax_scale=1000.0)
+    values, counts = compiled(loss)(d, positives, negatives)['loss']
     np.testing.assert_allclose(values, [4000.0])
     np.testing.assert_array_equal(counts, [1])
 
   def test_n_pairs_takes_the_first_two_images_of_a_class(self):
-    values, counts = terms(
-      'n_pairs', jnp.float32(embeddings()), jnp.asarray(LABELS)
-    )['loss']
+    values, counts = terms_of('n_pairs', embeddings(), LABELS)['loss']
     np.testing.assert_array_equal(counts, [1, 1, 1, 0, 0, 0, 0, 0, 0])
     np.testing.assert_array_equal(values > 0, counts > 0)
 
@@ -420,9 +423,7 @@ class FactsTest(parameterized.TestCase):
     # The defect that PML has: row 0, of class 9, is to be like row 1.
     x, labels = embeddings(3), np.array([9, 4, 4])
     s = unit(x) @ unit(x).T
-    values, _ = terms(
-      'instance', jnp.float32(x), jnp.asarray(labels), scale=1.0
-    )['loss']
+    values, _ = terms_of('instance', x, labels, scale=1.0)['loss']
     expected = np.log(np.exp(s).sum(1)) - [s[0, 1], s[1, 0], s[2, 0]]
     np.testing.assert_allclose(values, expected, rtol=1e-5)
 
@@ -468,10 +469,9 @@ class FactsTest(parameterized.TestCase):
     )
 
   def test_manifold_refuses_proxies_of_another_number(self):
-    x = jnp.float32(embeddings())
+    params = {'proxies': np.float32(PROXIES)}
     with self.assertRaisesRegex(InputError, 'has 3 proxies and loss.K is 50'):
-      params = {'proxies': jnp.float32(PROXIES)}
-      terms('manifold', x, jnp.asarray(LABELS), params=params)
+      terms_of('manifold', embeddings(), LABELS, params=params)
 
   def test_manifold_starts_with_normal_proxies(self):
     make = LOSSES['manifold'].params
@@ -482,9 +482,8 @@ class FactsTest(parameterized.TestCase):
     )
 
   def test_vicreg_of_one_image_has_no_variance_and_no_covariance(self):
-    found = terms(
-      'vicreg', jnp.ones((1, DIM)), jnp.zeros(1, int), y=jnp.ones((1, DIM))
-    )
+    one = np.ones((1, DIM))
+    found = terms_of('vicreg', one, np.zeros(1, int), y=one)
     values = {name: float(value[0]) for name, (value, _) in found.items()}
     self.assertEqual(values['invariance_loss'], 0.0)
     self.assertEqual(values['covariance_loss'], 0.0)
@@ -495,9 +494,9 @@ class FactsTest(parameterized.TestCase):
   @parameterized.parameters('angular', 'instance', 'manifold')
   def test_label_sets_are_refused_where_a_row_needs_one_class(self, name):
     row = LOSSES[name]
-    x, masks = jnp.ones((2, 2)), jnp.zeros((2, 2), bool)
-    needs = {need: jnp.zeros((2, 3), int) for need in row.needs}
-    more = {'params': {'proxies': jnp.ones((50, 2))}} if row.params else {}
+    x, masks = np.ones((2, 2), np.float32), np.zeros((2, 2), bool)
+    needs = {need: np.zeros((2, 3), int) for need in row.needs}
+    more = {'params': {'proxies': np.ones((50, 2))}} if row.params else {}
     inputs = (x,) if row.kind == 'pair' else (x, x)
     with self.assertRaisesRegex(InputError, r'labels has shape \(2, 3\)'):
       row.function(*inputs, masks, masks, **needs, **more)

@@ -16,7 +16,18 @@ ROWS = tuple(i for i, label in enumerate(LABELS) if label >= 0)
 NUM_CLASSES = 5
 COUNTS = (1.0, 3.0, 40.0, 1.0, 900.0, 1.0, 16.0)
 KEYS = jax.random.split(jax.random.key(7), len(LABELS))
-DRAWS = np.asarray([jax.random.normal(key) for key in KEYS], np.float64)
+DRAWS = np.asarray(jax.jit(jax.vmap(jax.random.normal))(KEYS), np.float64)
+
+
+def compiled(function):
+  """Compiles a function whole, which then returns NumPy's arrays.
+
+  Each operation on arrays of JAX would be a program of its own.
+  """
+  run = jax.jit(
+    function, compiler_options={'xla_backend_optimization_level': 0}
+  )
+  return lambda *args: jax.device_get(run(*args))
 
 
 def inputs():
@@ -325,11 +336,10 @@ def computed(case):
     more = needs_of(name, x, labels)
     return value_of(row.function(x['cosines'], labels, **hyper, **more), row)
 
-  x = {k: jnp.asarray(v, jnp.float32) for k, v in inputs().items()}
-  (value, state), gradients = jax.jit(
-    jax.value_and_grad(loss_fn, has_aux=True),
-    compiler_options={'xla_backend_optimization_level': 0},
-  )(x)
+  step = compiled(jax.value_and_grad(loss_fn, has_aux=True))
+  (value, state), gradients = step(
+    {k: np.float32(v) for k, v in inputs().items()}
+  )
   return value, state, gradients
 
 
@@ -396,8 +406,6 @@ class DevicesTest(parameterized.TestCase):
       leaf = jnp.concatenate([leaf, leaf[:padding]])
       return leaf.reshape(DEVICES, -1, *leaf.shape[1:])
 
-    labels = share(jnp.asarray(LABELS)).at[-1, -padding:].set(-1)
-
     def device(cosines, norms, keys, labels):
       more = needs_of(name, {'norms': norms, 'proxy_norms': None}, labels)
       if 'row_keys' in more:
@@ -407,21 +415,20 @@ class DevicesTest(parameterized.TestCase):
       return value_of(found, row, 'devices')
 
     def loss_fn(cosines, norms):
+      labels = share(jnp.asarray(LABELS)).at[-1, -padding:].set(-1)
       values, states = jax.vmap(device, axis_name='devices')(
         share(cosines), share(norms), share(KEYS), labels
       )
       return jnp.mean(values), states
 
     x = inputs()
-    (value, states), gradient = jax.jit(
-      jax.value_and_grad(loss_fn, has_aux=True),
-      compiler_options={'xla_backend_optimization_level': 0},
-    )(jnp.asarray(x['cosines']), jnp.asarray(x['norms']))
+    step = compiled(jax.value_and_grad(loss_fn, has_aux=True))
+    (value, states), gradient = step(x['cosines'], x['norms'])
     alone, state, gradients = computed(case)
     np.testing.assert_allclose(value, alone, rtol=1e-5)
     np.testing.assert_allclose(gradient, gradients['cosines'], atol=1e-5)
     for key, found in states.items():
-      np.testing.assert_allclose(found, jnp.full(DEVICES, state[key]), 1e-5)
+      np.testing.assert_allclose(found, np.full(DEVICES, state[key]), 1e-5)
 
   @parameterized.parameters(
     'adacos',
@@ -437,8 +444,8 @@ class DevicesTest(parameterized.TestCase):
     name, hyper, _ = CASES[case]
     row = margin_rows.LOSSES[name]
     width = -(-NUM_CLASSES // DEVICES)
-    columns = jnp.arange(DEVICES * width).reshape(DEVICES, width)
-    global_labels = jnp.asarray(LABELS)
+    columns = np.arange(DEVICES * width).reshape(DEVICES, width)
+    global_labels = np.array(LABELS)
 
     def device(cosines, proxy_norms, columns, x):
       here = global_labels - columns[0]
@@ -463,25 +470,25 @@ class DevicesTest(parameterized.TestCase):
       )
       return jnp.mean(values), states
 
-    x = {k: jnp.asarray(v, jnp.float32) for k, v in inputs().items()}
-    (value, states), found = jax.jit(
-      jax.value_and_grad(loss_fn, has_aux=True),
-      compiler_options={'xla_backend_optimization_level': 0},
-    )(x)
+    step = compiled(jax.value_and_grad(loss_fn, has_aux=True))
+    (value, states), found = step(
+      {k: np.float32(v) for k, v in inputs().items()}
+    )
     alone, state, gradients = computed(case)
     np.testing.assert_allclose(value, alone, rtol=1e-5)
     for key, leaf in gradients.items():
       np.testing.assert_allclose(found[key], leaf, atol=1e-5, err_msg=key)
     for key, leaf in states.items():
-      np.testing.assert_allclose(leaf, jnp.full(DEVICES, state[key]), 1e-5)
+      np.testing.assert_allclose(leaf, np.full(DEVICES, state[key]), 1e-5)
 
 
 class AngleTest(absltest.TestCase):
   def test_a_negative_margin_has_no_edge(self):
-    cosines = jnp.cos(jnp.linspace(0.4, 3.1, 20))
-    found = angles.add_margin(cosines, jnp.full(20, -0.3))
+    cosines = np.float32(np.cos(np.linspace(0.4, 3.1, 20)))
+    margins = np.full(20, -0.3, np.float32)
+    found = compiled(angles.add_margin)(cosines, margins)
     np.testing.assert_allclose(
-      found, jnp.cos(jnp.linspace(0.1, 2.8, 20)), atol=1e-5
+      found, np.cos(np.linspace(0.1, 2.8, 20)), atol=1e-5
     )
 
 

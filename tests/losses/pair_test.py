@@ -349,9 +349,11 @@ def call(case, x, labels, state=None, params=None):
 
 
 def quick_jit(function):
-  return jax.jit(
+  run = jax.jit(
     function, compiler_options={'xla_backend_optimization_level': 0}
   )
+  # Each operation on arrays of JAX would be a program of its own.
+  return lambda *args, **kwargs: jax.device_get(run(*args, **kwargs))
 
 
 @functools.cache
@@ -447,25 +449,24 @@ class MarginTest(absltest.TestCase):
     self.assertEqual(gradient[3], 0)
 
   def test_a_pair_counts_as_often_as_a_miner_lists_it(self):
-    d = jnp.array([[0.0, 1.25, 1.0, 1.125]])
-    positives = jnp.array([[False, True, False, False]])
+    d = np.float32([[0.0, 1.25, 1.0, 1.125]])
+    positives = np.array([[False, True, False, False]])
     triplets = Listed(
-      positives=jnp.array([[1, 1, 1]]),
-      negatives=jnp.array([[2, 2, 3]]),
-      used=jnp.array([[True, True, False]]),
+      positives=np.array([[1, 1, 1]]),
+      negatives=np.array([[2, 2, 3]]),
+      used=np.array([[True, True, False]]),
     )
-    negatives = jnp.array([[False, False, True, True]])
-    terms = pair.margin(
-      d, positives, negatives, triplets=triplets, beta=1.0, margin=0.25
-    )
+    negatives = np.array([[False, False, True, True]])
+    margin = functools.partial(pair.margin, beta=1.0, margin=0.25)
+    terms = quick_jit(margin)(d, positives, negatives, triplets=triplets)
     values, counts = terms['loss']
     self.assertAlmostEqual(float(values[0]), 2 * 0.5 + 2 * 0.25)
     self.assertEqual(counts[0], 4)
 
   def test_drawn_triplets_are_so_many_for_each_anchor(self):
-    d = jnp.array([[0.0, 1.0, 1.0, 1.0], [1.0, 0.0, 1.0, 1.0]])
-    positives = jnp.array([[0, 1, 0, 0], [0, 0, 0, 0]], bool)
-    negatives = jnp.array([[0, 0, 1, 1], [1, 0, 1, 1]], bool)
+    d = np.float32([[0.0, 1.0, 1.0, 1.0], [1.0, 0.0, 1.0, 1.0]])
+    positives = np.array([[0, 1, 0, 0], [0, 0, 0, 0]], bool)
+    negatives = np.array([[0, 0, 1, 1], [1, 0, 1, 1]], bool)
     margin = functools.partial(pair.margin, beta=1.0, triplets_per_anchor=5)
     keys = jax.random.split(jax.random.key(0))
     terms = quick_jit(margin)(d, positives, negatives, row_keys=keys)
@@ -474,19 +475,19 @@ class MarginTest(absltest.TestCase):
   def test_label_sets_have_no_boundary_of_a_class(self):
     with self.assertRaisesRegex(InputError, 'loss.beta_per_class is True'):
       pair.margin(
-        jnp.ones((2, 2)),
-        jnp.eye(2) > 0,
-        jnp.eye(2) < 0,
+        np.ones((2, 2), np.float32),
+        np.eye(2) > 0,
+        np.eye(2) < 0,
         learn_beta=True,
-        params={'beta': jnp.ones(3)},
-        labels=jnp.array([[0, 1], [1, 2]]),
+        params={'beta': np.ones(3, np.float32)},
+        labels=np.array([[0, 1], [1, 2]]),
       )
 
 
 class DynamicSoftMarginTest(absltest.TestCase):
   def test_histogram_moves_with_the_batches(self):
     case, x = CASES['dynamic_soft_margin'], batch()
-    state = {'histogram': jnp.array(PAST, jnp.float32)}
+    state = {'histogram': np.float32(PAST)}
     value, kept = quick_jit(lambda x, s: call(case, x, LABELS, s))(x, state)
     expected = loops_value(case, x, LABELS, past=PAST)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
@@ -496,7 +497,7 @@ class DynamicSoftMarginTest(absltest.TestCase):
 
   def test_histogram_outlives_a_batch_without_triplets_or_with_nan(self):
     case = CASES['dynamic_soft_margin']
-    state = {'histogram': jnp.array(PAST, jnp.float32)}
+    state = {'histogram': np.float32(PAST)}
     step = quick_jit(lambda x, y: call(case, x, y, state))
     value, kept = step(batch(), np.arange(ROWS))
     self.assertEqual(value, 0)
@@ -531,15 +532,16 @@ class LiftedStructureTest(absltest.TestCase):
       total = sum(math.exp(1 - d[i, n]) for n in range(5) if y[n] != y[i])
       total += sum(math.exp(1 - d[m, j]) for m in range(5) if y[m] != y[j])
       values.append(max(0.0, math.log(total) + d[i, j]) ** 2 / 2)
-    loss = collectives.masked_mean(*terms['loss'])
+    found, counts = terms['loss']
+    loss = found.sum() / counts.sum()
     np.testing.assert_allclose(loss, np.mean(values), rtol=1e-5)
 
 
 class RankedListTest(absltest.TestCase):
   def test_negatives_at_the_anchor_count(self):
     # PML leaves out what is at a distance of exactly 0.
-    d = jnp.array([[0.0, 0.0]])
-    negatives = jnp.array([[False, True]])
+    d = np.float32([[0.0, 0.0]])
+    negatives = np.array([[False, True]])
     loss = quick_jit(pair.ranked_list)
     values, _ = loss(d, negatives & False, negatives)['loss']
     np.testing.assert_allclose(values, [0.5 * 1.2], rtol=1e-5)
@@ -614,11 +616,12 @@ class BlocksTest(absltest.TestCase):
 
 class MinedTest(absltest.TestCase):
   def test_anchors_left_without_a_pair_count_with_a_loss_of_zero(self):
-    s = jnp.array([[1.0, 0.9], [0.9, 1.0], [0.1, 0.2]])
-    positives = jnp.array([[False, True], [False, False], [False, False]])
-    labels = jnp.array([0, 0, -1])
+    s = np.float32([[1.0, 0.9], [0.9, 1.0], [0.1, 0.2]])
+    positives = np.array([[False, True], [False, False], [False, False]])
+    labels = np.array([0, 0, -1])
     for loss in (pair.multi_similarity, pair.generalized_lifted_structure):
-      _, counts = loss(s, positives, positives & False, labels=labels)['loss']
+      terms = quick_jit(loss)(s, positives, positives & False, labels=labels)
+      _, counts = terms['loss']
       np.testing.assert_array_equal(counts, [1, 1, 0])
 
 

@@ -125,6 +125,18 @@ LOOPS = {
 }
 
 
+def compiled(function):
+  """Compiles a function whole, which then returns NumPy's arrays.
+
+  Each operation on arrays of JAX would be a program of its own.
+  """
+  run = jax.jit(function)
+  return lambda *args, **kwargs: jax.device_get(run(*args, **kwargs))
+
+
+reduced = compiled(reduce_terms)
+
+
 def terms_of(name, cosines, labels, bias=BIAS, **options):
   if LOSSES[name].params is not None:
     options['params'] = {'bias': bias}
@@ -133,18 +145,18 @@ def terms_of(name, cosines, labels, bias=BIAS, **options):
 
 @functools.cache
 def terms_program(name, options):
-  return jax.jit(lambda c, y: terms_of(name, c, y, **dict(options)))
+  return compiled(lambda c, y: terms_of(name, c, y, **dict(options)))
 
 
 def run(name, cosines, labels=LABELS, **options):
   """Returns terms."""
   return terms_program(name, tuple(options.items()))(
-    jnp.asarray(cosines, jnp.float32), jnp.asarray(labels, jnp.int32)
+    np.asarray(cosines, np.float32), np.asarray(labels)
   )
 
 
 @functools.cache
-def compiled(name, soft):
+def step_of(name, soft):
   """One program a loss: the loss and its gradients."""
 
   def loss_fn(cosines, bias, labels, weights):
@@ -152,16 +164,16 @@ def compiled(name, soft):
     terms = terms_of(name, cosines, labels, bias, weights=weights, **hyper)
     return reduce_terms(terms)[0]
 
-  return jax.jit(jax.value_and_grad(loss_fn, (0, 1)))
+  return compiled(jax.value_and_grad(loss_fn, (0, 1)))
 
 
 def value_and_gradients(name, cosines, labels=LABELS, soft=True, weights=None):
   weights = np.ones(len(labels)) if weights is None else weights
-  return compiled(name, soft)(
-    jnp.asarray(cosines, jnp.float32),
-    jnp.float32(BIAS),
-    jnp.asarray(labels, jnp.int32),
-    jnp.asarray(weights, jnp.float32),
+  return step_of(name, soft)(
+    np.asarray(cosines, np.float32),
+    np.float32(BIAS),
+    np.asarray(labels),
+    np.asarray(weights, np.float32),
   )
 
 
@@ -213,7 +225,7 @@ class SoftmaxTest(parameterized.TestCase):
   def test_proxy_nca_keeps_a_row_whose_probability_underflows(self):
     # PML leaves it out, and would return 0.
     terms = run('proxy_nca', [[-1.0, 1.0]], [0], softmax_scale=100.0)
-    np.testing.assert_allclose(reduce_terms(terms)[0], 400.0, rtol=1e-6)
+    np.testing.assert_allclose(reduced(terms)[0], 400.0, rtol=1e-6)
 
   def test_soft_triple_of_a_small_gamma_takes_the_nearest_center(self):
     cosines = inputs('soft_triple')
@@ -260,7 +272,7 @@ class ProxyAnchorTest(parameterized.TestCase):
     cosines = inputs('proxy_anchor')
     pull, push = proxy_anchor_parts(cosines.tolist(), LABELS)
     self.assertLen(pull, NUM_CLASSES - 1)
-    _, parts = reduce_terms(run('proxy_anchor', cosines))
+    _, parts = reduced(run('proxy_anchor', cosines))
     np.testing.assert_allclose(parts['positive'], np.mean(pull), rtol=1e-5)
     np.testing.assert_allclose(parts['negative'], np.mean(push), rtol=1e-5)
 
@@ -279,7 +291,7 @@ class ProxyAnchorTest(parameterized.TestCase):
       'proxy_anchor', cosines, [0, 1], alpha=300.0, reducer='nonzero_mean'
     )
     self.assertEqual(np.sum(few['negative'][1]), 1)
-    np.testing.assert_allclose(reduce_terms(few)[0], 180.0, rtol=1e-5)
+    np.testing.assert_allclose(reduced(few)[0], 180.0, rtol=1e-5)
 
   def test_a_weight_of_two_equals_a_row_that_is_there_twice(self):
     cosines = inputs('proxy_anchor')
@@ -294,13 +306,13 @@ class ProxyAnchorTest(parameterized.TestCase):
 
   def test_a_large_alpha_is_exact(self):
     terms = run('proxy_anchor', [[-1.0, 1.0]], [0], alpha=1000.0)
-    _, parts = reduce_terms(terms)
+    _, parts = reduced(terms)
     np.testing.assert_allclose(parts['positive'], 1100.0, rtol=1e-6)
     np.testing.assert_allclose(parts['negative'], 1100.0 / 2, rtol=1e-6)
 
   def test_rows_shared_out_over_devices_change_nothing(self):
-    cosines = jnp.asarray(inputs('proxy_anchor'), jnp.float32)
-    labels = jnp.asarray(LABELS)
+    cosines = np.float32(inputs('proxy_anchor'))
+    labels = np.array(LABELS)
 
     def device_loss(cosines, labels):
       terms = terms_of(
@@ -308,9 +320,10 @@ class ProxyAnchorTest(parameterized.TestCase):
       )
       return reduce_terms(terms, 'd')[0]
 
-    values, gradients = jax.pmap(
-      jax.value_and_grad(device_loss), axis_name='d'
-    )(cosines.reshape(4, 2, -1), labels.reshape(4, 2))
+    step = jax.pmap(jax.value_and_grad(device_loss), axis_name='d')
+    values, gradients = jax.device_get(
+      step(cosines.reshape(4, 2, -1), labels.reshape(4, 2))
+    )
     expected, (gradient, _) = value_and_gradients('proxy_anchor', cosines)
     np.testing.assert_allclose(values, np.full(4, expected), rtol=1e-6)
     # A device's gradient counts each of the four equal losses.
@@ -322,13 +335,13 @@ class ProxyAnchorTest(parameterized.TestCase):
 class ShardsTest(parameterized.TestCase):
   def test_classes_shared_out_over_devices_change_nothing(self):
     # Three columns a device, of which one stands for no class.
-    present = jnp.array([True, False, True])
+    present = np.array([True, False, True])
     cosines = {}
     for name in LOSSES:
-      x = jnp.asarray(inputs(name), jnp.float32)
+      x = np.float32(inputs(name))
       x = x.reshape(len(LABELS), 2, 2, *x.shape[2:])
-      x = jnp.insert(x, 1, 0.7, axis=2)
-      cosines[name] = jnp.moveaxis(x, 1, 0)
+      x = np.insert(x, 1, 0.7, axis=2)
+      cosines[name] = np.moveaxis(x, 1, 0)
 
     def device_losses(cosines):
       first = 2 * jax.lax.axis_index('d')
@@ -346,17 +359,18 @@ class ShardsTest(parameterized.TestCase):
         found[name] = reduce_terms(terms)[0]
       return sum(found.values()), found
 
-    (_, values), gradients = jax.pmap(
+    step = jax.pmap(
       jax.value_and_grad(device_losses, has_aux=True),
       axis_name='d',
       devices=jax.devices()[:2],
-    )(cosines)
+    )
+    (_, values), gradients = jax.device_get(step(cosines))
     for name in LOSSES:
       expected, (gradient, _) = value_and_gradients(name, inputs(name))
       np.testing.assert_allclose(
         values[name], np.full(2, expected), rtol=1e-6, err_msg=name
       )
-      found = jnp.moveaxis(gradients[name], 0, 1)
+      found = np.moveaxis(gradients[name], 0, 1)
       self.assertEqual(np.abs(found[:, :, 1]).max(), 0, name)
       # A device's gradient counts both of the equal losses.
       found = found[:, :, ::2].reshape(gradient.shape) / 2

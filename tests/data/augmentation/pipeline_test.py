@@ -84,9 +84,10 @@ class AugmentTest(parameterized.TestCase):
     shape = (8, 9, channels) if options.needs_canvas else (10, 10, channels)
     ratios = _aspect_ratios(8) if options.needs_canvas else None
     got = _augment(images, ratios, 0, np.arange(8), shape, options)
+    got = np.asarray(got)
     self.assertEqual(got.shape, (8, *shape))
-    self.assertEqual(got.dtype, jnp.float32)
-    self.assertTrue(jnp.isfinite(got).all())
+    self.assertEqual(got.dtype, np.float32)
+    self.assertTrue(np.isfinite(got).all())
     self.assertGreaterEqual(got.min(), 0)
     self.assertLessEqual(got.max(), 255)
     if got.shape == images.shape:
@@ -101,7 +102,7 @@ class AugmentTest(parameterized.TestCase):
     np.testing.assert_allclose(got, _augment(images, *arguments), atol=1e-3)
     self.assertEqual(got.dtype, jnp.float32)
 
-  def test_any_number_of_devices_sees_the_same_pixels(self):
+  def test_four_devices_see_the_pixels_of_one(self):
     options = Augmentation(
       crop_scale=(0.2, 1.0), flip=0.5, contrast=0.4, erase=0.5, cutmix=1.0
     )
@@ -120,17 +121,13 @@ class AugmentTest(parameterized.TestCase):
       images, ratios, labels
     )
     split = functools.partial(step, axis_name='batch')
-    for num_devices in (2, 4):
-      got = jax.pmap(split, 'batch', devices=jax.devices()[:num_devices])(
-        *(
-          x.reshape(num_devices, 8 // num_devices, *x.shape[1:])
-          for x in (images, ratios, labels)
-        )
-      )
-      for one, many in zip(expected, got, strict=True):
-        many = np.asarray(many, np.float32).reshape(one.shape)
-        scale = 255 if one.ndim == 4 else 1
-        np.testing.assert_allclose(many, one, rtol=0, atol=1e-6 * scale)
+    got = jax.pmap(split, 'batch')(
+      *(x.reshape(4, 2, *x.shape[1:]) for x in (images, ratios, labels))
+    )
+    for one, many in zip(expected, got, strict=True):
+      many = np.asarray(many, np.float32).reshape(one.shape)
+      scale = 255 if one.ndim == 4 else 1
+      np.testing.assert_allclose(many, one, rtol=0, atol=1e-6 * scale)
 
   def test_a_row_depends_on_the_seed_the_step_and_its_number_alone(self):
     options = Augmentation(**_EVERYTHING)
@@ -197,18 +194,22 @@ class AugmentTest(parameterized.TestCase):
       self.assertAlmostEqual(is_flipped.mean(), probability, delta=0.03)
 
   def test_erases_as_often_as_asked_with_the_mean(self):
-    images = jnp.full((2000, 8, 8, 3), 255, jnp.uint8)
-    erase = functools.partial(
-      augmentation.augment,
-      aspect_ratios=None,
-      image_shape=(8, 8, 3),
-      options=Augmentation(erase=0.4, erase_scale=(0.2, 0.2)),
-      mean=(0.0, 0.5, 1.0),
-    )
-    got = jax.jit(erase)(
-      images, key=jax.random.key(0), row_ids=jnp.arange(2000)
-    )
-    is_erased = np.array(got[..., 0] == 0)
+    images = np.full((2000, 8, 8, 3), 255, np.uint8)
+
+    @jax.jit
+    def erase(images, row_ids):
+      return augmentation.augment(
+        images,
+        None,
+        jax.random.key(0),
+        row_ids,
+        (8, 8, 3),
+        Augmentation(erase=0.4, erase_scale=(0.2, 0.2)),
+        mean=(0.0, 0.5, 1.0),
+      )
+
+    got = np.asarray(erase(images, np.arange(2000)))
+    is_erased = got[..., 0] == 0
     self.assertAlmostEqual(is_erased.any((1, 2)).mean(), 0.4, delta=0.04)
     np.testing.assert_array_equal(got[..., 1], np.where(is_erased, 127.5, 255))
     np.testing.assert_array_equal(got[..., 2], 255)
@@ -237,8 +238,9 @@ class AugmentTest(parameterized.TestCase):
       blur_sigma=(1.0, 1.0),
       hue=0.5,
     )
-    got = _augment(
-      images, np.ones(1, np.float32), 0, np.arange(1), (6, 6, 3), options
+    ratios = np.ones(1, np.float32)
+    got = np.asarray(
+      _augment(images, ratios, 0, np.arange(1), (6, 6, 3), options)
     )
     box = geometry.Box(*np.float32((0, 0, 1, 1)))
 
@@ -252,13 +254,14 @@ class AugmentTest(parameterized.TestCase):
       return jnp.max(jnp.abs(expected - got[0]))
 
     # The turn of the hue was drawn; one that explains the result has to exist.
-    errors = error(jnp.linspace(-0.5, 0.5, 1001))
+    turns = np.linspace(-0.5, 0.5, 1001, dtype=np.float32)
+    errors = np.asarray(error(turns))
     self.assertLess(errors.min(), 1)
-    self.assertGreater(jnp.median(errors), 30)
+    self.assertGreater(np.median(errors), 30)
 
   def test_refuses_shapes_that_do_not_fit(self):
-    images = jnp.zeros((2, 8, 8, 1), jnp.uint8)
-    key, ids = jax.random.key(0), jnp.arange(2)
+    images = np.zeros((2, 8, 8, 1), np.uint8)
+    key, ids = jax.random.key(0), np.arange(2)
     with self.assertRaisesRegex(ValueError, 'not'):
       augmentation.augment(
         images, None, key, ids, (4, 4, 1), Augmentation(flip=0.5)
@@ -270,7 +273,7 @@ class AugmentTest(parameterized.TestCase):
 
 
 class MixTest(parameterized.TestCase):
-  @parameterized.parameters(0.2, 1.0, 4.0)
+  @parameterized.parameters(0.2, 4.0)
   def test_mixup_is_an_average_with_the_neighbour(self, alpha):
     n = 4000
     images = np.arange(n, dtype=np.float32).reshape(n, 1, 1, 1)

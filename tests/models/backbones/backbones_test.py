@@ -48,14 +48,19 @@ def random_images(*shape, seed=0):
 
 
 @functools.cache
+def half_shapes(name):
+  """Returns shapes and dtypes of a small backbone's variables in bfloat16."""
+  return jax.eval_shape(
+    functools.partial(ALL[name](dtype=jnp.bfloat16).init, train=False),
+    jax.random.key(0),
+    np.zeros((1, 32, 32, 3), np.float32),
+  )
+
+
+@functools.cache
 def variables_of(name):
   """Returns variables of a small backbone in which nothing is 0 or 1."""
-  shapes = jax.eval_shape(
-    functools.partial(ALL[name]().init, train=False),
-    jax.random.key(0),
-    jnp.zeros((1, 32, 32, 3)),
-  )
-  flat = flax.traverse_util.flatten_dict(shapes)
+  flat = flax.traverse_util.flatten_dict(half_shapes(name))
   generator = np.random.default_rng(0)
   for path, leaf in flat.items():
     uniform = generator.uniform(size=leaf.shape).astype(np.float32)
@@ -69,8 +74,7 @@ def variables_of(name):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def apply(module, variables, images, train=False, seed=0):
-  """Returns the maps, and what became of the statistics."""
+def _apply(module, variables, images, train, seed):
   features, updates = module.apply(
     variables,
     images,
@@ -79,6 +83,11 @@ def apply(module, variables, images, train=False, seed=0):
     rngs={'dropout': jax.random.key(seed)},
   )
   return features.maps, updates
+
+
+def apply(module, variables, images, train=False, seed=0):
+  """Returns the maps, and what became of the statistics, as NumPy's arrays."""
+  return jax.device_get(_apply(module, variables, images, train, seed))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -141,14 +150,9 @@ class BackbonesTest(parameterized.TestCase):
     halves, _ = apply(SMALL[name](dtype=jnp.bfloat16), variables, images)
     for whole, half in zip(maps, halves, strict=True):
       self.assertEqual(half.dtype, jnp.bfloat16)
-      error = np.abs(np.asarray(half, np.float32) - whole)
+      error = np.abs(np.asarray(half, np.float32) - np.asarray(whole))
       self.assertLess(error.mean(), 0.05 * np.std(whole))
-    shapes = jax.eval_shape(
-      functools.partial(SMALL[name](dtype=jnp.bfloat16).init, train=True),
-      jax.random.key(0),
-      images,
-    )
-    for leaf in jax.tree.leaves(shapes):
+    for leaf in jax.tree.leaves(half_shapes(name)):
       self.assertEqual(leaf.dtype, jnp.float32)
 
   def test_rematerialised_blocks_give_the_same_gradients(self):
@@ -187,7 +191,7 @@ class BackbonesTest(parameterized.TestCase):
   def test_frozen_statistics_serve_in_training_too(self, name):
     images, variables = random_images(4, 32, 32, 3), variables_of(name)
     module = SMALL[name](frozen_batch_norm=True)
-    expected, _ = apply(module, variables, images)
+    expected, _ = apply(SMALL[name](), variables, images)
     maps, updates = apply(module, variables, images, train=True)
     for got, want in zip(maps, expected, strict=True):
       np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
@@ -259,7 +263,11 @@ class BackbonesTest(parameterized.TestCase):
     images, variables = random_images(4, 32, 32, 3), variables_of(name)
     frozen = {'frozen_batch_norm': True} if name in WITH_BATCH_NORM else {}
     module = SMALL[name](stochastic_depth=0.5, **frozen)
-    rest, _ = apply(module, variables, images)
+    # Without a key: nothing is drawn, and the maps are those of no skipping.
+    jax.eval_shape(
+      functools.partial(module.apply, train=False), variables, images
+    )
+    rest, _ = apply(SMALL[name](), variables, images)
     one, _ = apply(module, variables, images, train=True, seed=1)
     same, _ = apply(module, variables, images, train=True, seed=1)
     other, _ = apply(module, variables, images, train=True, seed=2)
@@ -275,7 +283,8 @@ class BackbonesTest(parameterized.TestCase):
 
     x = 1 + np.random.default_rng(0).random((4000, 2, 1, 3), np.float32)
     rngs = {'dropout': jax.random.key(0)}
-    y = np.asarray(Skip().apply({}, x, True, rngs=rngs))
+    skip = jax.jit(functools.partial(Skip().apply, {}, train=True, rngs=rngs))
+    y = np.asarray(skip(x))
     kept = y[:, 0, 0, 0] > 0
     np.testing.assert_allclose(y[kept], 4 * x[kept], rtol=1e-6)
     np.testing.assert_array_equal(y[~kept], 0)

@@ -40,7 +40,6 @@ FAMILIES = (
 # The others are slow.
 FAST_NAMES = (
   'resnet50 of stride 16',
-  'tf_efficientnet_lite0',
   'mobilenet_v2 of torchvision',
   'convnext_tiny',
   'efficientnetv2_s, smaller',
