@@ -283,6 +283,35 @@ def test_a_mistake_is_one_line_and_status_2(
   assert sorted(os.listdir()) == before
 
 
+def test_a_folder_without_images_is_one_line_and_status_2(call):
+  os.mkdir('empty')
+  with open('empty/notes.txt', 'w') as file:
+    file.write('no image')
+  status, output, errors = call(
+    embed, RUN, '--images=empty', '--output=empty.index'
+  )
+  assert (status, output) == (2, '')
+  assert 'empty, where there are no images' in errors.splitlines()[-1]
+  assert not os.path.exists('empty.index')
+
+
+@pytest.mark.parametrize('command', [search, embed, export_index, calibrate])
+def test_a_truncated_index_is_one_line_and_status_2(call, query, command):
+  os.truncate('digits.index/embeddings-0.f32', 100)
+  before = sorted(os.listdir('digits.index'))
+  argv = {
+    search: ['--index=digits.index', f'--query={query}'],
+    embed: [RUN, '--images=digits', '--output=digits.index', '--add'],
+    export_index: ['--index=digits.index', '--output=out.npz'],
+    calibrate: ['--index=digits.index', '--precision=1', '--data=digits'],
+  }[command]
+  status, output, errors = call(command, *argv)
+  assert (status, output) == (2, '')
+  assert 'embeddings-0.f32 has 100 bytes' in errors.splitlines()[-1]
+  assert sorted(os.listdir('digits.index')) == before
+  assert not os.path.exists('out.npz')
+
+
 def test_an_unfinished_index_is_searched_with_a_warning(call, query, caplog):
   path = 'digits.index/manifest.json'
   with open(path) as file:

@@ -13,6 +13,7 @@ in its memory, or memory maps, whose rows are read from the file and never all
 at once.
 """
 
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -95,8 +97,8 @@ def scan_embeddings(
     )
   if dim is not None and embeddings.shape[1] != dim:
     raise InputError(
-      f'{name} has {embeddings.shape[1]} columns but the queries have {dim}; '
-      'allowed is the same width: embed both with the same model'
+      f'{name} has {embeddings.shape[1]} columns, what it is compared with has '
+      f'{dim}; allowed is the same width: embed both with the same model'
     )
   return embeddings, _scan(embeddings, name)
 
@@ -224,32 +226,39 @@ class Tiles:
   def _put(self, index):
     start = min(self.start(index), self.num_rows)
     stop = min(start + self.tile_rows, self.num_rows)
-    picked = slice(start, stop)
-    rows = self._rows[picked if self._order is None else self._order[picked]]
     columns = tuple(
-      _pad(np.asarray(column[picked], np.int32), self.tile_rows, -1)
+      _pad(np.asarray(column[start:stop], np.int32), self.tile_rows, -1)
       for column in self._columns
     )
-    return self.put(
-      (_pad(self._prepare(rows), self.tile_rows, 0), columns), P('rows')
-    )
+    rows = self._prepare(self._read(start, stop))
+    return self.put((_pad(rows, self.tile_rows, 0), columns), P('rows'))
 
-  def put_whole_tile(
-    self, embeddings: np.ndarray, columns: Sequence[np.ndarray] = ()
-  ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """Puts up to T / devices rows on every device, as each has of a tile.
+  def _read(self, start, stop):
+    picked = slice(start, stop)
+    return self._rows[picked if self._order is None else self._order[picked]]
+
+  def rows_at(self, start: int, num_rows: int) -> jax.Array:
+    """Returns a part of the gallery in its order, all of it on each device.
+
+    What a resident tile holds is taken from there.
 
     Args:
-      embeddings: [n, D] any float dtype.
-      columns: arrays [n] int32, padded with -1.
+      start: the place of the first row.
+      num_rows: n; what is behind the end is zero.
 
     Returns:
-      (rows [T / devices, D] float32, unit rows and padding; columns), as in
-      `tiles[i]`.
+      [n, D'] as in `tiles[i]`.
     """
-    return self.put_queries(
-      embeddings, columns, self.tile_rows // len(self.devices)
-    )
+    which, processes = self.process
+    tile, offset = divmod(start, self.tile_rows)
+    index, owner = divmod(tile, processes)
+    if self.resident and owner == which and offset + num_rows <= self.tile_rows:
+      rows = self._kept[index][0]
+      if num_rows < self.tile_rows:
+        rows = _part(rows, offset, num_rows)
+      return rows if len(self.devices) == 1 else self.put(rows)
+    rows = self._read(start, min(start + num_rows, self.num_rows))
+    return self.put(_pad(self._prepare(rows), num_rows, 0))
 
   def put_queries(
     self,
@@ -295,6 +304,11 @@ class Tiles:
     while 2 * rows <= wanted:
       rows *= 2
     return rows
+
+
+@functools.partial(jax.jit, static_argnames='num_rows')
+def _part(rows, start, num_rows):
+  return lax.dynamic_slice_in_dim(rows, start, num_rows)
 
 
 def gather_from_processes(array: np.ndarray) -> np.ndarray:

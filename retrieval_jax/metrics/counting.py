@@ -33,7 +33,6 @@ from retrieval_jax.core import tiles
 from retrieval_jax.metrics import ranks
 
 SORTED_COLUMNS = 16384  # At most about so many are sorted at a time.
-_ROWS_IN_CACHE = 32
 # Compared at a time on a CPU (measured with AVX2).
 _CHUNK = 16
 _CHUNK_OF_COLUMNS = 8
@@ -48,7 +47,6 @@ class Block(NamedTuple):
     rows: [B, D] float32, unit rows.
     own: [B, K + 1] float32, the similarities of the positives and, last, of the
       query itself; -inf where there is none.
-    query_class: [B] int32.
     tile: which tile of all processes the block is part of, if the queries are
       the gallery and in its order; or -1.
     columns: the part, a slice of the columns of that tile; or empty.
@@ -56,7 +54,6 @@ class Block(NamedTuple):
 
   rows: jax.Array
   own: jax.Array
-  query_class: jax.Array
   tile: int = -1
   columns: slice = slice(0, 0)
 
@@ -351,8 +348,7 @@ def count_by_sorting(
     [2, P] int64, `above` and `reached` of `Counts`, of the P positives of all
     queries, the best of each first.
   """
-  starts = np.append(0, np.cumsum(num_positives))
-  counts = np.zeros((2, starts[-1]), np.int64)
+  counts = np.zeros((2, int(num_positives.sum())), np.int64)
   for some in tiles.blocks(len(gallery), tiles_at_once(gallery)):
     parts = [] if own_keys is None else [own_keys]
     for index in range(some.start, some.stop):
@@ -361,15 +357,12 @@ def count_by_sorting(
       parts.append(
         keys(similarities, of_queries, tile_columns, positives=own_keys is None)
       )
-    parts = [np.asarray(part) for part in parts]
-    width = sum(part.shape[1] for part in parts)
-    rankings = np.empty((_ROWS_IN_CACHE, width), np.int32)
-    for few in tiles.blocks(len(num_positives), _ROWS_IN_CACHE):
-      of_few = rankings[: few.stop - few.start]
-      np.concatenate([part[few] for part in parts], axis=1, out=of_few)
-      of_few.sort(axis=1)
-      found = ranks.count_in_order(of_few)[1:]
-      counts[:, starts[few.start] : starts[few.stop]] += found
+    rankings = np.concatenate(
+      [np.asarray(part)[: len(num_positives)] for part in parts], axis=1
+    )
+    del parts
+    rankings.sort(axis=1)
+    counts += ranks.count_in_order(rankings)[1:]
   return counts
 
 

@@ -6,12 +6,15 @@ took of it in re-identification, the frames of its own sequence.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from retrieval_jax.core import relations
+from retrieval_jax.core import relations, tiles
 from retrieval_jax.core.errors import InputError
+
+_ROWS_AT_ONCE = 64  # Compared with the labels of all of the gallery.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,34 +100,74 @@ class Ignored:
       [[3, 0], [2, -1]]
     """
     checked = self.checked(len(labels), len(gallery_labels))
-    found = [[] for _ in labels]
-    if checked.rows is not None:
-      for own, rows in zip(found, checked.rows, strict=True):
-        own.append(rows[rows >= 0])
-    reasons = (checked.sequences, False), (checked.cameras, True)
-    for pair, among_positives in reasons:
-      if pair is None:
-        continue
-      numbers, known = pair
-      order = np.argsort(known, kind='stable')
-      begins, ends = (
-        np.searchsorted(known[order], numbers, side)
-        for side in ('left', 'right')
+
+    def are_positive(block):
+      others = np.broadcast_to(
+        gallery_labels, (block.stop - block.start, *gallery_labels.shape)
       )
-      for query in np.flatnonzero(numbers >= 0):
-        rows = order[begins[query] : ends[query]]
-        if among_positives:
-          rows = rows[
-            relations.are_related(
-              labels[query][None], gallery_labels[rows][None], grades
-            )[0]
-          ]
-        found[query].append(rows)
-    return check_rows(
-      [np.concatenate([*own, np.zeros(0, np.int64)]) for own in found],
-      'ignored',
-      len(labels),
-    )
+      return relations.are_related(labels[block], others, grades)
+
+    found = []
+    for block in tiles.blocks(len(labels), _ROWS_AT_ONCE):
+      queries = np.arange(block.start, block.stop)
+      rows, columns = checked.pairs(
+        queries, lambda block=block: np.nonzero(are_positive(block))
+      )
+      order = np.argsort(rows, kind='stable')
+      ends = np.cumsum(np.bincount(rows, minlength=len(queries)))
+      found += np.split(columns[order], ends[:-1])
+    return check_rows(found, 'ignored', len(labels))
+
+  def pairs(
+    self,
+    queries: np.ndarray,
+    find_positives: Callable[[], tuple[np.ndarray, np.ndarray]],
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what some queries ignore, as pairs; one may come again.
+
+    Args:
+      queries: [B] int, which queries; this is `checked`.
+      find_positives: gives the pairs that are positives, in the same form; it
+        is called if `cameras` are given.
+
+    Returns:
+      ([P] int64 of the B queries, [P] int64 rows of the gallery).
+
+    Example:
+      >>> ignored = Ignored(sequences=(np.array([3, 4]), np.array([4, 3, 4])))
+      >>> [of.tolist() for of in ignored.pairs(np.array([1]), lambda: None)]
+      [[0, 0], [0, 2]]
+    """
+    found = [(np.zeros(0, np.int64),) * 2]
+    if self.rows is not None:
+      rows = self.rows[queries]
+      query, place = np.nonzero(rows >= 0)
+      found.append((query, rows[query, place]))
+    if self.sequences is not None:
+      order, known = self._by_sequence
+      own = self.sequences[0][queries]
+      begins, ends = (
+        np.searchsorted(known, own, side) for side in ('left', 'right')
+      )
+      sizes = np.where(own >= 0, ends - begins, 0)
+      query = np.repeat(np.arange(len(own)), sizes)
+      nth = np.arange(len(query)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+      found.append((query, order[begins[query] + nth]))
+    if self.cameras is not None:
+      own, known = self.cameras
+      query, row = find_positives()
+      camera = own[queries[query]]
+      is_own = (camera == known[row]) & (camera >= 0)
+      found.append((query[is_own], row[is_own]))
+    query, row = (np.concatenate(of) for of in zip(*found, strict=True))
+    return query, row
+
+  @functools.cached_property
+  def _by_sequence(self):
+    """([N] the gallery rows by sequence, [N] the sequence of each)."""
+    known = self.sequences[1]
+    order = np.argsort(known, kind='stable')
+    return order, known[order]
 
   def describe(self) -> list[str]:
     """Returns what is ignored, in words."""

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from concurrent import futures
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from retrieval_jax.core import row_files, tiles
@@ -65,7 +64,11 @@ def rank_positives(
   """
   if exclude_self:
     own_rows = np.arange(len(query_labels))
+  devices = list(devices or jax.local_devices())
   classes = _Classes.of(query_labels, gallery_labels, own_rows)
+  by_comparison, by_sorting = classes.split(
+    counter or ('compare' if devices[0].platform != 'cpu' else None)
+  )
   query_rows = row_files.RowReader(query_embeddings)
   gallery_rows = row_files.RowReader(gallery_embeddings)
   # A file is read from front to back.
@@ -78,13 +81,17 @@ def rank_positives(
     order=order if in_order else None,
     budget=budget // 2,
     devices=devices,
-    tile_rows=_TILE_ROWS,
+    tile_rows=_TILE_ROWS if len(by_comparison) else tiles.TILE_ROWS,
     process=process,
   )
   ranking = _Ranking(
-    classes, query_rows, gallery_rows, gallery, budget - gallery.num_bytes
+    classes,
+    query_rows,
+    gallery_rows,
+    gallery,
+    in_order,
+    budget - gallery.num_bytes,
   )
-  by_comparison, by_sorting = ranking.split(counter)
   if exclude_self and in_order:
     yield from ranking.compare_with_itself(by_comparison)
   else:
@@ -144,28 +151,33 @@ class _Classes:
       own_place,
     )
 
+  def split(self, counter: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the queries to compare and those to sort, by class.
+
+    Args:
+      counter: 'compare' or 'sort' for all of them; None: the faster on a CPU.
+    """
+    queries = np.argsort(self.of_queries, kind='stable')
+    num_positives = self.num_positives[queries]
+    queries, num_positives = (
+      of[num_positives > 0] for of in (queries, num_positives)
+    )
+    most = {'compare': np.inf, 'sort': 0, None: _COMPARE_UP_TO}[counter]
+    compared = np.searchsorted(num_positives, most, side='right')
+    return queries[:compared], queries[compared:]
+
 
 class _Ranking:
   """Ranks parts of the queries within a budget."""
 
-  def __init__(self, classes, query_rows, gallery_rows, gallery, budget):
+  def __init__(
+    self, classes, query_rows, gallery_rows, gallery, in_order, budget
+  ):
     self._classes = classes
     self._query_rows, self._gallery_rows = query_rows, gallery_rows
     self._gallery, self._budget = gallery, budget
+    self._in_order = in_order
     self._last_members = None, None
-
-  def split(self, counter):
-    """Returns the queries to compare and those to sort."""
-    num_positives = self._classes.num_positives
-    queries = np.argsort(self._classes.of_queries, kind='stable')
-    queries = queries[num_positives[queries] > 0]
-    if counter is None and self._gallery.devices[0].platform == 'cpu':
-      compared = np.searchsorted(
-        num_positives[queries], _COMPARE_UP_TO, side='right'
-      )
-    else:
-      compared = 0 if counter == 'sort' else len(queries)
-    return queries[:compared], queries[compared:]
 
   def compare(self, queries):
     """Yields the ranks of queries of any gallery."""
@@ -176,7 +188,9 @@ class _Ranking:
       in_group = queries[group]
       yield from self._compare_group(
         [
-          self._prepare(in_group[block], block_rows)
+          self._prepare(
+            in_group[block], self._put_queries(in_group[block], block_rows)
+          )
           for block in tiles.blocks(len(in_group), block_rows)
         ]
       )
@@ -213,8 +227,9 @@ class _Ranking:
         columns = slice(0, 0)
         if 0 <= column < gallery.tile_rows:
           columns = slice(column, column + len(picked))
+        rows = gallery.rows_at(place, block_rows)
         prepared.append(
-          self._prepare(picked, block_rows, is_query[picked], tile, columns)
+          self._prepare(picked, rows, is_query[picked], tile, columns)
         )
       yield from self._compare_group(prepared)
 
@@ -258,11 +273,15 @@ class _Ranking:
   def _own_keys(self, queries, rows, of_queries, width):
     """Returns the keys [b, width] of the positives of some queries."""
     own_keys = np.empty((len(queries), 0), np.int32)
-    for _, (tile_rows, tile_columns) in self._members(queries):
+    for begin, tile_rows in self._members(queries):
+      places = np.arange(begin, begin + len(tile_rows), dtype=np.int32)
+      class_ = np.full(len(places), -1, np.int32)
+      members = self._classes.order[begin : begin + len(places)]
+      class_[: len(members)] = self._classes.of_gallery[members]
       found = counting.keys(
         ranks.similarities(rows, tile_rows),
         of_queries,
-        tile_columns,
+        (class_, places),
         negatives=False,
       )
       found = np.asarray(found)[: len(queries)]
@@ -303,21 +322,26 @@ class _Ranking:
       return 1
     return min(len(os.sched_getaffinity(0)), _MAX_THREADS)
 
-  def _prepare(
-    self, picked, block_rows, is_query=None, tile=-1, columns=slice(0, 0)
-  ):
-    """Puts a block of queries on the devices, and finds its positives.
+  def _put_queries(self, picked, block_rows):
+    """Returns queries [block_rows, D] on the devices."""
+    rows, _ = self._gallery.put_queries(
+      self._query_rows[picked], (), block_rows
+    )
+    return rows
+
+  def _prepare(self, picked, rows, is_query=None, tile=-1, columns=slice(0, 0)):
+    """Finds the positives of a block of queries.
 
     Args:
       picked: [b] rows of the query array, by class.
-      block_rows: rows to pad to.
+      rows: [B, D] of the queries on the devices, padded.
       is_query: [b] bool, which of them are ranked; all, if None.
       tile: and `columns`, see `counting.Block`.
 
     Returns:
       (the rows that are ranked, and which of the block they are; the block).
     """
-    classes, gallery = self._classes, self._gallery
+    classes = self._classes
     if is_query is None:
       is_query = np.ones(len(picked), bool)
     which = np.flatnonzero(is_query)
@@ -331,20 +355,15 @@ class _Ranking:
     places += (own_place >= 0)[:, None] & (places >= own_place[:, None])
     places[nth >= num_positives[:, None]] = -1
     places = np.concatenate([places, own_place[:, None]], axis=1)
-    own_columns = np.full((block_rows, width + 1), -1, np.int32)
+    own_columns = np.full((len(rows), width + 1), -1, np.int32)
     own_columns[which] = places
-
-    rows, (query_class,) = gallery.put_queries(
-      self._query_rows[picked], (classes.of_queries[picked],), block_rows
-    )
-    own_columns = gallery.put(own_columns)
-    own = jnp.full_like(own_columns, -np.inf, np.float32)
-    for begin, (tile_rows, _) in self._members(ranked):
+    own = np.full(own_columns.shape, -np.inf, np.float32)
+    own_columns, own = self._gallery.put((own_columns, own))
+    for begin, tile_rows in self._members(ranked):
       own = counting.take_own(
         ranks.similarities(rows, tile_rows), own_columns, begin, own
       )
-    block = counting.Block(rows, own, query_class, tile, columns)
-    return (ranked, which), block
+    return (ranked, which), counting.Block(rows, own, tile, columns)
 
   def _members(self, queries):
     """Yields the gallery rows of the classes of some queries, as tiles.
@@ -356,24 +375,26 @@ class _Ranking:
       queries: [b] rows of the query array.
 
     Yields:
-      the place in the order where a tile begins, and (its rows [T, D], (their
-      classes [T], their places [T])).
+      the place in the order where a tile begins, and its rows [T, D], as many
+      as a device has of a tile.
     """
     classes, gallery = self._classes, self._gallery
     class_ = classes.of_queries[queries]
     start = int(classes.first[class_].min(initial=len(classes.order)))
     stop = int((classes.first + classes.sizes)[class_].max(initial=0))
-    rows_of_tile = gallery.tile_rows // len(gallery.devices)
-    for begin in range(start, stop, rows_of_tile):
-      places = np.arange(begin, min(begin + rows_of_tile, stop))
-      last, tile = self._last_members
-      if last != (begin, len(places)):
-        members = classes.order[places]
-        tile = gallery.put_whole_tile(
-          self._gallery_rows[members], (classes.of_gallery[members], places)
-        )
-        self._last_members = (begin, len(places)), tile
-      yield begin, tile
+    num_rows = gallery.tile_rows // len(gallery.devices)
+    # Where the tiles of the gallery begin, which are there already.
+    for begin in range(start - start % num_rows, stop, num_rows):
+      if self._last_members[0] != begin:
+        if self._in_order:
+          rows = gallery.rows_at(begin, num_rows)
+        else:
+          members = classes.order[begin : begin + num_rows]
+          rows, _ = gallery.put_queries(
+            self._gallery_rows[members], (), num_rows
+          )
+        self._last_members = begin, rows
+      yield self._last_members
 
   def _compare_group(self, prepared):
     gallery = self._gallery

@@ -159,10 +159,9 @@ def _part_ranks(picked, keys, *, exclude_self, ignored, relevant):
   """
   if exclude_self:
     keys[np.arange(len(picked)), picked] = LAST_KEY
-  if ignored is not None:
-    _drop_ignored(picked, keys, ignored)
   num_ranked = None
   if ignored is not None:
+    keys[ignored.pairs(picked, lambda: np.nonzero(keys & 1 == 0))] = LAST_KEY
     num_ranked = np.count_nonzero(keys != LAST_KEY, axis=1)
   grades = own = None
   if relevant is not None:
@@ -183,25 +182,6 @@ def _part_ranks(picked, keys, *, exclude_self, ignored, relevant):
     grades=grades,
     keys=own,
   )
-
-
-def _drop_ignored(picked, keys, ignored):
-  """Takes what is ignored out of the rankings."""
-  if ignored.rows is not None:
-    rows = ignored.rows[picked]
-    queries, columns = np.nonzero(rows >= 0)
-    keys[queries, rows[queries, columns]] = LAST_KEY
-  if ignored.sequences is not None:
-    own, theirs = ignored.sequences
-    for row, sequence in enumerate(own[picked].tolist()):
-      if sequence >= 0:
-        keys[row, : len(theirs)][theirs == sequence] = LAST_KEY
-  if ignored.cameras is not None:
-    own, theirs = ignored.cameras
-    rows, columns = np.nonzero(keys & 1 == 0)
-    camera = own[picked[rows]]
-    is_own = (camera == theirs[columns]) & (camera >= 0)
-    keys[rows[is_own], columns[is_own]] = LAST_KEY
 
 
 def _grades(relevant, rows, columns):

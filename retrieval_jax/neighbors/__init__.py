@@ -32,7 +32,7 @@ from retrieval_jax.neighbors.query_expansion import (
   database_augmentation,
 )
 from retrieval_jax.neighbors.registry import POSTPROCESSING, Postprocessing
-from retrieval_jax.neighbors.search import top_k
+from retrieval_jax.neighbors.search import Searcher, top_k
 from retrieval_jax.neighbors.superglobal import superglobal_reranking
 from retrieval_jax.neighbors.thresholding import (
   adaptive_threshold,
@@ -54,6 +54,7 @@ __all__ = [
   'Postprocessing',
   'Predictions',
   'RankedLists',
+  'Searcher',
   'Sizes',
   'Step',
   'Whitening',

@@ -36,15 +36,16 @@ def find_on_host(
   Args:
     gallery: the tiles, with one column: the row of the gallery.
     queries: the block on the devices: rows [B, D], and one column: the row of
-      the gallery that is left out, or -2.
+      the gallery that is left out, or -2; -1 for padding, at the end.
     num_candidates: K, how many.
 
   Returns:
     (scores [B, K] float32, gallery rows [B, K] int32); -inf and -1 where the
-    tiles of this process have no more.
+    tiles of this process have no more. B is without the padding.
   """
   rows, (itself,) = queries
   itself = np.asarray(itself)
+  itself = itself[itself != -1]  # Without the padding.
   best = np.full((len(itself), num_candidates), _NOTHING)
   waiting, num_waiting, merge_after = [], np.zeros(len(itself), int), 0
   ahead = _scores(rows, gallery[0][0])
@@ -56,7 +57,7 @@ def find_on_host(
     num_columns = min(gallery.tile_rows, gallery.num_rows - start)
     if num_columns <= 0:
       break
-    values = np.asarray(scores)[:, :num_columns]
+    values = np.asarray(scores)[: len(itself), :num_columns]
     # What only equals the worst that is kept comes after it. One more, since
     # the row that is left out may be among them.
     row, column = _find_above(values, best[:, :1], num_candidates + 1)
@@ -202,7 +203,7 @@ def merge(
 def find_on_devices(
   gallery: tiles.Tiles, queries, num_candidates: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """As `find_on_host`: each device keeps the best of its part."""
+  """As `find_on_host`, padding included: each device keeps the best of its."""
   rows, (itself,) = queries
   shape = len(gallery.devices), len(itself), num_candidates
   best = gallery.put(

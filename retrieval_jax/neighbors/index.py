@@ -10,7 +10,7 @@ from retrieval_jax.core.errors import InputError
 from retrieval_jax.core.strings import Strings
 from retrieval_jax.neighbors import index_files
 from retrieval_jax.neighbors.index_files import Manifest
-from retrieval_jax.neighbors.search import top_k
+from retrieval_jax.neighbors.search import Searcher
 
 # What a model is known by.
 _HASHES = ('config_sha256', 'weights_sha256')
@@ -50,6 +50,7 @@ class Index:
       self._map('paths', np.uint8, (manifest.arrays['paths'].num_bytes,)),
       self._map('offsets', '<i8', (n + 1,)),
     )
+    self._searcher = None, None
 
   @classmethod
   def open(
@@ -99,10 +100,14 @@ class Index:
   ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the k images with the largest cosine, best first; exact.
 
+    The first call makes a `Searcher` of the index, which is kept for the calls
+    that follow with the same budget.
+
     Args:
       queries: [Q, D] any float dtype, normalised inside.
       k: images a query, at most N.
-      memory_budget_mb: MiB beyond the results to stay within.
+      memory_budget_mb: MiB beyond the results to stay within. With twice the
+        size of the embeddings, these are read once and stay on the devices.
 
     Returns:
       (similarities [Q, k] float32, rows [Q, k] int32): `paths[row]` is the
@@ -124,7 +129,11 @@ class Index:
         f'{self.folder} has {dim}; allowed is the same number: embed both with '
         'the same model'
       )
-    return top_k(queries, self.embeddings, k, memory_budget_mb=memory_budget_mb)
+    budget, searcher = self._searcher
+    if budget != memory_budget_mb:
+      searcher = Searcher(self.embeddings, memory_budget_mb=memory_budget_mb)
+      self._searcher = memory_budget_mb, searcher
+    return searcher.top_k(queries, k)
 
   def check_model(self, model: Mapping[str, Any]) -> None:
     """Raises unless a model is the one that the index was made with.

@@ -120,10 +120,9 @@ def search_in_blocks(
   """
   wanted = min(k + exclude_self, len(gallery))
   block_rows = max(1, budget // 2 // (row_bytes + 16 * wanted))
+  searcher = search.Searcher(gallery, memory_budget_mb=budget / 2 / tiles.MIB)
   for block in tiles.blocks(len(queries), block_rows):
-    scores, indices = search.top_k(
-      queries[block], gallery, wanted, memory_budget_mb=budget / 2 / tiles.MIB
-    )
+    scores, indices = searcher.top_k(queries[block], wanted)
     if exclude_self:
       # It may not be among the first, where many rows are equal.
       itself = indices == np.arange(block.start, block.stop)[:, None]

@@ -60,7 +60,7 @@ def test_counts_of_a_loop(kind, counter, num_devices, monkeypatch):
   )
   present = own > -np.inf
   if counter == 'compare':
-    block = counting.Block(*gallery.put((queries, own, query_class)))
+    block = counting.Block(*gallery.put((queries, own)))
     (counts,) = counting.count_by_comparison(gallery, [block])
     np.testing.assert_array_equal(counts.present, present[:, :-1])
     above, reached = (

@@ -10,6 +10,7 @@ import pytest
 from retrieval_jax import neighbors
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.core.strings import Strings
+from retrieval_jax.neighbors import index as index_module
 from retrieval_jax.neighbors import index_files, index_writer
 from retrieval_jax.neighbors.index import Index
 from retrieval_jax.neighbors.index_writer import IndexWriter
@@ -101,6 +102,22 @@ def test_search_is_that_of_a_loop(folder):
     expected = rows @ query / np.linalg.norm(query)
     np.testing.assert_array_equal(places, np.argsort(-expected)[:3])
     np.testing.assert_allclose(values, np.sort(expected)[::-1][:3], atol=1e-6)
+
+
+def test_the_searcher_of_an_index_is_kept(folder, monkeypatch):
+  make(folder)
+  made = []
+
+  class Counted(neighbors.Searcher):
+    def __init__(self, *arguments, **options):
+      made.append(options)
+      super().__init__(*arguments, **options)
+
+  monkeypatch.setattr(index_module, 'Searcher', Counted)
+  index = Index.open(folder)
+  for budget in (64, 64, 32):
+    index.search(unit_rows(2), 3, memory_budget_mb=budget)
+  assert made == [{'memory_budget_mb': 64}, {'memory_budget_mb': 32}]
 
 
 @pytest.mark.parametrize('removed', [[0], [1, 3], [4], [0, 1, 2, 3, 4]])

@@ -8,7 +8,7 @@ from absl.testing import absltest, parameterized
 
 from retrieval_jax import neighbors
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.neighbors import candidates, scores, search
+from retrieval_jax.neighbors import candidates
 
 
 def _draw(number, dim=16, seed=0):
@@ -48,17 +48,14 @@ class TopKTest(parameterized.TestCase):
     queries, gallery = _draw(70, dim=40, seed=1), _draw(9001, dim=40)
     gallery[8000] = gallery[5]
     expected = _brute_force(queries, gallery, 10)
-    similarities, indices = search._search(
-      queries,
+    searcher = neighbors.Searcher(
       gallery,
-      10,
-      score=scores.SCORES['cosine'],
-      num_candidates=10,
-      exclude_self=False,
-      budget=budget_mb * 2**20,
+      memory_budget_mb=budget_mb,
       devices=jax.local_devices()[:num_devices],
-      on_host=on_host,
     )
+    if not on_host:
+      searcher._find = candidates.find_on_devices
+    similarities, indices = searcher.top_k(queries, 10)
     np.testing.assert_array_equal(indices, expected[1])
     np.testing.assert_allclose(similarities, expected[0], atol=1e-6)
 
@@ -163,12 +160,56 @@ class TopKTest(parameterized.TestCase):
       neighbors.top_k(x, x, 3, oversampling=0.5)
     with self.assertRaisesRegex(InputError, 'none.npy'):
       neighbors.top_k('none.npy', x, 3)
-    with self.assertRaisesRegex(InputError, '15 columns'):
+    with self.assertRaisesRegex(InputError, '16 columns, .* has 15'):
       neighbors.top_k(x, x[:, :15], 3)
     with self.assertRaisesRegex(InputError, 'gallery row 4 '):
       bad = x.copy()
       bad[4, 0] = np.nan
       neighbors.top_k(x, bad, 3)
+
+
+class SearcherTest(parameterized.TestCase):
+  @parameterized.product(distance=('cosine', 'l2'), budget_mb=(1, 128))
+  def test_each_search_is_a_search_of_its_own(self, distance, budget_mb):
+    gallery = _draw(9000, seed=2)
+    searcher = neighbors.Searcher(
+      gallery, distance=distance, memory_budget_mb=budget_mb
+    )
+    self.assertEqual(searcher.is_resident, budget_mb == 128)
+    for num_queries, k in ((1, 7), (11, 2)):
+      queries = _draw(num_queries, seed=num_queries)
+      found = searcher.top_k(queries, k)
+      expected = neighbors.top_k(queries, gallery, k, distance=distance)
+      for part, of_expected in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(part, of_expected)
+    few = neighbors.Searcher(gallery[:50], distance=distance)
+    np.testing.assert_array_equal(
+      few.top_k(gallery[:50], 49, exclude_self=True)[1],
+      neighbors.top_k(
+        gallery[:50], gallery[:50], 49, distance=distance, exclude_self=True
+      )[1],
+    )
+
+  def test_compiles_once_for_a_size(self):
+    searcher = neighbors.Searcher(_draw(300, dim=9))
+    searcher.top_k(_draw(3, dim=9), 2)
+    before = candidates._scores._cache_size()
+    for num_queries, k in ((1, 5), (8, 1), (2, 300)):
+      searcher.top_k(_draw(num_queries, dim=9), k)
+    self.assertEqual(candidates._scores._cache_size(), before)
+    searcher.top_k(_draw(9, dim=9), 2)
+    self.assertEqual(candidates._scores._cache_size(), before + 1)
+
+  def test_bad_input(self):
+    searcher = neighbors.Searcher(_draw(20))
+    with self.assertRaisesRegex(InputError, 'queries row 1 '):
+      searcher.top_k(np.full((2, 16), [[1.0], [np.nan]]), 3)
+    with self.assertRaisesRegex(InputError, 'from 1 to 20'):
+      searcher.top_k(_draw(2), 21)
+    with self.assertRaisesRegex(InputError, 'gallery of 20'):
+      searcher.top_k(_draw(2), 2, exclude_self=True)
+    with self.assertRaisesRegex(InputError, 'gallery has shape'):
+      neighbors.Searcher(np.zeros((0, 4)))
 
 
 if __name__ == '__main__':

@@ -1,12 +1,15 @@
 """TensorBoard reads what is written, and finds each thumbnail in its place."""
 
+import io
 import os
 import tempfile
 
 import numpy as np
+import werkzeug.test
 from absl.testing import parameterized
 from google.protobuf import text_format
 from PIL import Image
+from tensorboard.plugins import base_plugin
 from tensorboard.plugins import projector as tensorboard_projector
 from tensorboard.plugins.projector import projector_plugin
 
@@ -54,6 +57,34 @@ class ProjectorTest(parameterized.TestCase):
     for i in range(5):
       top, left = i // 3 * height, i % 3 * width
       np.testing.assert_array_equal(sheet[top, left], 10 * i)
+
+  def test_the_server_of_tensorboard_gives_it_out(self):
+    workdir = self.enter_context(tempfile.TemporaryDirectory())
+    embeddings = self.write(workdir, 'digits/test')
+    self.write(workdir, 'letters/test', num_rows=2)
+    plugin = projector_plugin.ProjectorPlugin(
+      base_plugin.TBContext(logdir=workdir, data_provider=None)
+    )
+
+    def get(route, **query):
+      client = werkzeug.test.Client(plugin.get_plugin_apps()[route])
+      response = client.get('/', query_string={'run': '.', **query})
+      self.assertEqual(response.status_code, 200, response.data)
+      return response
+
+    self.assertEqual(get('/runs').json, ['.'])
+    digits, letters = get('/info').json['embeddings']
+    self.assertEqual(digits['tensorName'], 'digits/test')
+    self.assertEqual(digits['tensorShape'], [5, 3])
+    self.assertEqual(digits['sprite']['singleImageDim'], [4, 6])
+    self.assertEqual(letters['tensorShape'], [2, 3])
+    table = np.frombuffer(get('/tensor', name='digits/test').data, np.float32)
+    np.testing.assert_allclose(table.reshape(5, 3), embeddings, rtol=1e-4)
+    classes = get('/metadata', name='digits/test').text.splitlines()
+    self.assertEqual(classes, [f'class {i % 2}' for i in range(5)])
+    sprite = get('/sprite_image', name='digits/test')
+    self.assertEqual(sprite.content_type, 'image/png')
+    self.assertEqual(Image.open(io.BytesIO(sprite.data)).size, (12, 12))
 
   def test_large_images_are_shrunk_to_what_browsers_take(self):
     workdir = self.enter_context(tempfile.TemporaryDirectory())
