@@ -58,6 +58,10 @@ class Table:
     """The JSON file with the metrics of all runs."""
     return ROOT / 'benchmarks' / f'{self.name}.json'
 
+  def workdir(self, label: str, data: str, seed: int) -> pathlib.Path:
+    """Returns the folder of one run."""
+    return ROOT / 'runs' / self.name / key_of(label, data, seed)
+
   def collected(self) -> dict[str, dict[str, float]]:
     """Returns {key of the run: {metric: value}}."""
     path = self.collected_path
@@ -144,7 +148,7 @@ def run(
 
 def _run_one(table, row, data, seed, core) -> dict[str, float]:
   """Runs, or goes on with, one training; returns its metrics."""
-  workdir = ROOT / 'runs' / table.name / key_of(row.label, data, seed)
+  workdir = table.workdir(row.label, data, seed)
   results = workdir / 'results.json'
   command = [
     *('taskset', '-c', str(core), sys.executable, '-m', 'retrieval_jax.main'),
