@@ -63,7 +63,7 @@ RECIPES = (
   Row(
     f'head first, {LOSS}',
     FULL.config,
-    {'optimizer.head_only_steps': 40},
+    {'optimizer.head_only_steps': 20},
   ),
   Row(
     f'layer-wise decay 0.9, {LOSS}', FULL.config, {'optimizer.layer_decay': 0.9}

@@ -21,6 +21,11 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = ROOT / 'README.md'
+# Seeds of a row are one program, which is compiled once.
+_ENVIRONMENT = {
+  'OMP_NUM_THREADS': '1',
+  'JAX_COMPILATION_CACHE_DIR': str(ROOT / 'runs' / 'compiled'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +171,7 @@ def _run_one(table, row, data, seed, core) -> dict[str, float]:
         stdout=log,
         stderr=log,
         check=True,
-        env=os.environ | {'OMP_NUM_THREADS': '1'},
+        env=os.environ | _ENVIRONMENT,
       )
   found = json.loads(results.read_text())
   metrics = found['evaluations']['test']['metrics']
