@@ -21,6 +21,11 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = ROOT / 'README.md'
+# Seeds of a row are one program, which is compiled once.
+_ENVIRONMENT = {
+  'OMP_NUM_THREADS': '1',
+  'JAX_COMPILATION_CACHE_DIR': str(ROOT / 'runs' / 'compiled'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +62,10 @@ class Table:
   def collected_path(self) -> pathlib.Path:
     """The JSON file with the metrics of all runs."""
     return ROOT / 'benchmarks' / f'{self.name}.json'
+
+  def workdir(self, label: str, data: str, seed: int) -> pathlib.Path:
+    """Returns the folder of one run."""
+    return ROOT / 'runs' / self.name / key_of(label, data, seed)
 
   def collected(self) -> dict[str, dict[str, float]]:
     """Returns {key of the run: {metric: value}}."""
@@ -144,7 +153,7 @@ def run(
 
 def _run_one(table, row, data, seed, core) -> dict[str, float]:
   """Runs, or goes on with, one training; returns its metrics."""
-  workdir = ROOT / 'runs' / table.name / key_of(row.label, data, seed)
+  workdir = table.workdir(row.label, data, seed)
   results = workdir / 'results.json'
   command = [
     *('taskset', '-c', str(core), sys.executable, '-m', 'retrieval_jax.main'),
@@ -162,7 +171,7 @@ def _run_one(table, row, data, seed, core) -> dict[str, float]:
         stdout=log,
         stderr=log,
         check=True,
-        env=os.environ | {'OMP_NUM_THREADS': '1'},
+        env=os.environ | _ENVIRONMENT,
       )
   found = json.loads(results.read_text())
   metrics = found['evaluations']['test']['metrics']

@@ -4,7 +4,6 @@ The state lives twice: on the devices, every leaf with a leading device axis as
 `jax.pmap` takes it, and on the host without that axis, as it is checkpointed.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import flax
@@ -191,16 +190,15 @@ def create_state(
   averages: bool = False,
 ) -> TrainState:
   """Returns `new_state` on the host."""
-  init = functools.partial(
-    new_state,
-    seed,
-    networks,
-    objective,
-    optimizer,
-    image_shape,
-    averages=averages,
-  )
-  return jax.device_get(jax.jit(init)())
+
+  def init(seed):
+    return new_state(
+      seed, networks, objective, optimizer, image_shape, averages=averages
+    )
+
+  # The seed is an argument: a program with the seed in it is another one for
+  # each seed, whose numbers the compiler draws, slowly.
+  return jax.device_get(jax.jit(init)(seed))
 
 
 def replicate(tree: Any, classes: ClassSharding | None = None) -> Any:

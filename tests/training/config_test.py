@@ -19,6 +19,7 @@ CONFIGS = sorted(
 _LOSSES = ('', ':triplet_margin', ':arcface', ':cosface')
 _ARGUMENTS = {
   'zero_shot': _LOSSES,
+  'fine_tuning': _LOSSES,
   **dict.fromkeys(protocols.zero_shot.BENCHMARKS, (*_LOSSES, ':proxy_anchor')),
   **dict.fromkeys(
     ('harry_mnist', 'harry_small', 'harry_landmarks'), ('', ':circle')

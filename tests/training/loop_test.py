@@ -25,7 +25,8 @@ _CONFIGS = sorted(
   path.stem
   for path in (pathlib.Path(__file__).parents[2] / 'configs').glob('*.py')
   # Larger networks take larger images: official_configs_test.py.
-  if path.stem not in ('default', 'harry_landmarks', 'harry_small')
+  if path.stem
+  not in ('default', 'fine_tuning', 'harry_landmarks', 'harry_small')
   and path.stem not in protocols.zero_shot.BENCHMARKS
 )
 

