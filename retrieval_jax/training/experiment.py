@@ -49,14 +49,21 @@ class BuiltStage(NamedTuple):
 
   def initial_state(self) -> state_lib.TrainState:
     """The state of step 0, on the host."""
-    return state_lib.create_state(
-      self.plan.config.seed,
-      self.task.networks,
-      self.task.objective,
-      self.optimizer,
-      self.task.image_shape,
-      averages=self.task.ema_decay is not None,
-    )
+    return state_lib.create_state(self.plan.config.seed, **self._made_of)
+
+  def empty_state(self) -> state_lib.TrainState:
+    """The same with nothing in its arrays, to read a checkpoint into."""
+    return state_lib.empty_state(**self._made_of)
+
+  @property
+  def _made_of(self):
+    return {
+      'networks': self.task.networks,
+      'objective': self.task.objective,
+      'optimizer': self.optimizer,
+      'image_shape': self.task.image_shape,
+      'averages': self.task.ema_decay is not None,
+    }
 
   def starting_from(self, state: state_lib.TrainState) -> state_lib.TrainState:
     """Returns the state that the stage before left, with a new optimizer."""
@@ -102,7 +109,7 @@ class Experiment(NamedTuple):
   ) -> state_lib.TrainState:
     """Returns the state after a step, as the stage that did it left it."""
     stage = self.stage_of(max(0, step - 1))
-    return checkpoints.restore(stage.initial_state(), step)
+    return checkpoints.restore(stage.empty_state(), step)
 
   def replicate(self, state: state_lib.TrainState) -> state_lib.TrainState:
     """Puts a state of the host on the devices."""

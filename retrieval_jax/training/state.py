@@ -201,6 +201,29 @@ def create_state(
   return jax.device_get(jax.jit(init)(seed))
 
 
+def empty_state(
+  networks: Networks,
+  objective: losses.Objective,
+  optimizer: optax.GradientTransformation,
+  image_shape: tuple[int, int, int],
+  *,
+  averages: bool = False,
+) -> TrainState:
+  """Returns the tree of `create_state` with nothing in its arrays.
+
+  It is what a checkpoint is read into, and costs neither a compilation nor, for
+  as long as nobody writes to them, the memory of the arrays.
+  """
+
+  def init():
+    return new_state(
+      0, networks, objective, optimizer, image_shape, averages=averages
+    )
+
+  shapes = jax.eval_shape(init)
+  return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+
+
 def replicate(tree: Any, classes: ClassSharding | None = None) -> Any:
   """Copies a host tree to every local device, with a leading device axis.
 

