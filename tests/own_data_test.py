@@ -120,6 +120,7 @@ def _protocol(workdir):
   )
 
 
+@pytest.mark.slow
 def test_a_folder(images, tmp_path):
   assert not _train(
     tmp_path,

@@ -1,7 +1,7 @@
 """What every loss owes: one row in `CASES`, and all these tests run on it.
 
-A loss is compiled twice, for one device and for four; what is tested is in the
-data. Values are checked elsewhere: against PML in `pml_test.py`, against loops
+A loss is compiled twice, for one device and for four (and once more, steep, in
+the slow tests); what is tested is in the data. Values are checked elsewhere: against PML in `pml_test.py`, against loops
 in the test of each family.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from retrieval_jax import losses
@@ -370,6 +371,7 @@ class ExtremesTest(parameterized.TestCase):
   @parameterized.named_parameters(
     (name, name) for name, case in CASES.items() if case.steep
   )
+  @pytest.mark.slow  # Another program of each loss.
   def test_loss_and_gradient_are_finite_at_a_scale_of_1000(self, name):
     self.check(name, one_device(name, steep=True))
 
