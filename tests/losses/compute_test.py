@@ -32,12 +32,6 @@ class ComputeTest(parameterized.TestCase):
     ('circle', {'ref_embeddings': X}, 'go together'),
     ('circle', {'ref_labels': Y}, 'go together'),
     ('arcface', {'miner': 'triplet_margin'}, 'does not take'),
-    ('n_pairs', {'labels': np.tile(Y[:, None], 2)}, 'one class a row'),
-    (
-      'large_margin_softmax',
-      {'proxies': PROXIES, 'sub_centers': 2},
-      'loss.sub_centers is 2; allowed is 1',
-    ),
     ('vicreg', {}, "'vicreg' compares two views"),
     ('dynamic_margin', {'proxies': PROXIES}, 'needs class_counts'),
     (
@@ -61,9 +55,23 @@ class ComputeTest(parameterized.TestCase):
     ),
   )
   def test_a_mistake_gets_one_line(self, name, change, message):
+    self.check_mistake(losses.compute, name, change, message)
+
+  @parameterized.parameters(
+    ('n_pairs', {'labels': np.tile(Y[:, None], 2)}, 'one class a row'),
+    (
+      'large_margin_softmax',
+      {'proxies': PROXIES, 'sub_centers': 2},
+      'loss.sub_centers is 2; allowed is 1',
+    ),
+  )
+  def test_so_does_one_that_the_loss_itself_finds(self, name, change, message):
+    self.check_mistake(compute, name, change, message)
+
+  def check_mistake(self, compute, name, change, message):
     arguments = {'embeddings': X, 'labels': Y} | change
     with self.assertRaisesRegex(InputError, message) as caught:
-      losses.compute(name, **arguments)
+      compute(name, arguments.pop('embeddings'), **arguments)
     self.assertNotIn('\n', str(caught.exception))
 
   def test_sub_centers_are_the_nearest_of_a_class(self):

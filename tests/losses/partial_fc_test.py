@@ -142,8 +142,8 @@ def unsharded(batch, loss, num_classes, sub_centers=1):
     )
     return collectives.masked_mean(*jax.tree.map(jnp.add, first, second))
 
-  return jax.value_and_grad(loss_fn, argnums=(0, 1))(
-    jnp.asarray(batch['embeddings']), jnp.asarray(batch['proxies'])
+  return jax.jit(jax.value_and_grad(loss_fn, argnums=(0, 1)))(
+    batch['embeddings'], batch['proxies']
   )
 
 

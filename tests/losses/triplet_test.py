@@ -30,6 +30,15 @@ COSINE = Distance('cosine')
 RAW = Distance('lp', normalize=False)
 
 
+def compiled(function):
+  """Compiles a function whole, which then returns NumPy's arrays.
+
+  Each operation on arrays of JAX would be a program of its own.
+  """
+  run = jax.jit(function)
+  return lambda *args, **kwargs: jax.device_get(run(*args, **kwargs))
+
+
 def make_pairs(rows, columns, seed=0, positive=0.3):
   """Random masks, of no class structure, and distances with many ties."""
   random = np.random.RandomState(seed)
@@ -78,7 +87,7 @@ def listed_loss(
 
 @functools.cache
 def terms_of(reducer, type_of_triplets=None, smooth=False, margin=1.0):
-  """Returns a jitted triplet loss, of matrix and masks."""
+  """Returns a compiled triplet loss, of matrix and masks."""
 
   def f(d, positives, negatives):
     triplets = None
@@ -101,11 +110,15 @@ def terms_of(reducer, type_of_triplets=None, smooth=False, margin=1.0):
     )
     return terms['loss']
 
-  return jax.jit(f)
+  return compiled(f)
 
 
 class SumTest(parameterized.TestCase):
-  @parameterized.product(reducer=REDUCERS, type_of_triplets=(None, 'semihard'))
+  # What a threshold leaves out does not depend on who chose the triplets.
+  @parameterized.parameters(
+    *((reducer, None) for reducer in REDUCERS),
+    *((reducer, 'semihard') for reducer in REDUCERS[:5]),
+  )
   def test_counts_are_sums_over_the_list(self, reducer, type_of_triplets):
     d, positives, negatives = make_pairs(7, 37)
     triplets = [
@@ -204,7 +217,7 @@ class SwapTest(parameterized.TestCase):
       )
       return values.sum() / counts.sum()
 
-    @jax.jit
+    @compiled
     @functools.partial(jax.value_and_grad, argnums=(0, 1))
     def loss_fn(x, ref):
       values, counts = triplet_margin(
@@ -220,9 +233,7 @@ class SwapTest(parameterized.TestCase):
       )['loss']
       return jnp.sum(values) / jnp.sum(counts)
 
-    value, gradients = loss_fn(
-      jnp.asarray(x, jnp.float32), jnp.asarray(ref, jnp.float32)
-    )
+    value, gradients = loss_fn(x.astype(np.float32), ref.astype(np.float32))
     self.assertAlmostEqual(value, reference(x, ref), places=5)
     step = 1e-6
     for i, (z, gradient) in enumerate(zip((x, ref), gradients, strict=True)):
@@ -242,12 +253,13 @@ class DrawTest(parameterized.TestCase):
     positives = np.tile([True, False, True, False, False], (rows, 1))
     negatives = np.tile([False, True, False, True, True], (rows, 1))
     positives[-1] = False
-    found = sampled.random_triplets(
-      jnp.asarray(positives),
-      jnp.asarray(negatives),
-      jax.random.split(jax.random.key(0), rows),
-      4,
-    )
+
+    @compiled
+    def draw(positives, negatives):
+      keys = jax.random.split(jax.random.key(0), rows)
+      return sampled.random_triplets(positives, negatives, keys, 4)
+
+    found = draw(positives, negatives)
     self.assertTrue(found.used[:-1].all())
     self.assertFalse(found.used[-1].any())
     drawn = 5 * found.positives[:-1] + found.negatives[:-1]
@@ -262,30 +274,29 @@ class DrawTest(parameterized.TestCase):
     x, y = random.randn(9, 3).astype(np.float32), np.arange(9) % 3
     positives = (y[:, None] == y) & ~np.eye(9, dtype=bool)
     negatives = y[:, None] != y
-    keys = jax.random.split(jax.random.key(1), 9)
-    masks = jnp.asarray(positives), jnp.asarray(negatives)
-    d = RAW.matrix(jnp.asarray(x), jnp.asarray(x))
-    found = jax.jit(
-      functools.partial(
-        triplet_margin,
+
+    @compiled
+    def draw(x, *masks):
+      keys = jax.random.split(jax.random.key(1), 9)
+      d = RAW.matrix(x, x)
+      terms = triplet_margin(
+        d,
+        *masks,
         margin=0.5,
         swap=swap,
         triplets_per_anchor=5,
         distance=RAW,
+        candidates=x,
+        row_keys=keys,
       )
-    )(
-      d,
-      *masks,
-      candidates=jnp.asarray(x),
-      row_keys=keys,
-    )['loss']
-    drawn = sampled.random_triplets(*masks, keys, 5)
+      return d, terms['loss'], sampled.random_triplets(*masks, keys, 5)
+
+    d, found, drawn = draw(x, positives, negatives)
     triplets = [
       (a, int(p), int(n))
       for a in range(9)
       for p, n in zip(drawn.positives[a], drawn.negatives[a], strict=True)
     ]
-    d = np.asarray(d)
     expected = listed_loss(
       d, triplets, 0.5, 'nonzero_mean', between=d if swap else None
     )
@@ -299,7 +310,7 @@ class ComputeTest(absltest.TestCase):
     y = np.arange(12) % 3
     mapping = {'name': 'triplet_margin', 'type_of_triplets': 'all'}
 
-    @jax.jit
+    @compiled
     def both(x):
       return [
         losses.compute('triplet_margin', x, y, miner=miner)
@@ -312,10 +323,10 @@ class ComputeTest(absltest.TestCase):
 
   def test_the_order_of_the_rows_changes_nothing(self):
     random = np.random.RandomState(0)
-    x = jnp.asarray(random.randn(9, 4), jnp.float32)
-    y = jnp.asarray([2, 0, 1, 0, 2, 1, 1, 0, 2], jnp.int32)
+    x = random.randn(9, 4).astype(np.float32)
+    y = np.array([2, 0, 1, 0, 2, 1, 1, 0, 2])
     loss_fn = functools.partial(losses.compute, 'triplet_margin')
-    step = jax.jit(jax.value_and_grad(loss_fn))
+    step = compiled(jax.value_and_grad(loss_fn))
     value, gradient = step(x, y)
     order = random.permutation(9)
     moved = step(x[order], y[order])
