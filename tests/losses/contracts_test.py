@@ -1,8 +1,8 @@
 """What every loss owes: one row in `CASES`, and all these tests run on it.
 
 A loss is compiled twice, for one device and for four (and once more, steep, in
-the slow tests); what is tested is in the data. Values are checked elsewhere: against PML in `pml_test.py`, against loops
-in the test of each family.
+the slow tests); what is tested is in the data. Values are checked elsewhere:
+against PML in `pml_test.py`, against loops in the test of each family.
 """
 
 import dataclasses
