@@ -23,11 +23,12 @@ from retrieval_jax.metrics import counting, ranks
 from retrieval_jax.metrics.ranks import Ranks
 
 # On a CPU comparing is the faster up to about this many positives (measured).
-_COMPARE_UP_TO = 96
+_COMPARE_UP_TO = 64
 # Narrow, so that of a symmetric matrix little more than half is computed.
 _TILE_ROWS = 1024
 _SORTED_ROWS = 128  # More leave the cache.
 _MAX_THREADS = 4
+_FILTER_SHARE = 8  # The part of the budget that its finds may take.
 
 
 def rank_positives(
@@ -293,18 +294,20 @@ class _Ranking:
     """Returns (rows of a block, rows of a group) to compare."""
     gallery = self._gallery
     width = _width(int(self._classes.num_positives[queries].max()))
-    # Similarities under way; the ranks.
-    block_bytes = 4 * gallery.tile_rows * (counting.MOST_AHEAD + 1) + 96 * width
+    # Similarities under way, and a mask; the ranks.
+    block_bytes = 4 * gallery.tile_rows * (counting.MOST_AHEAD + 2)
+    block_bytes += gallery.tile_rows + 96 * width
     # The query, thresholds and counts of rows and of columns.
     copies = len(gallery.devices)
     group_bytes = 4 * self._query_rows.shape[1] * copies
-    group_bytes += width * (20 * copies + 48)
+    group_bytes += width * (20 * copies + 64)
     smallest = tiles.MIN_BLOCK_ROWS * (block_bytes + group_bytes)
-    self._check_budget(smallest, width)
+    budget = self._budget - self._budget // _FILTER_SHARE
+    self._check_budget(smallest + smallest // (_FILTER_SHARE - 1), width)
     block_rows = gallery.block_rows(
-      len(queries), block_bytes + group_bytes, self._budget // 2
+      len(queries), block_bytes + group_bytes, budget // 2
     )
-    left = self._budget - block_rows * block_bytes
+    left = budget - block_rows * block_bytes
     return block_rows, left // group_bytes
 
   def _check_budget(self, smallest, most_positives):
@@ -398,7 +401,9 @@ class _Ranking:
 
   def _compare_group(self, prepared):
     gallery = self._gallery
-    counts = counting.count_by_comparison(gallery, [b for _, b in prepared])
+    counts = counting.count_by_comparison(
+      gallery, [block for _, block in prepared], self._budget // _FILTER_SHARE
+    )
     for (picked, which), (above, reached, present) in zip(
       (queries for queries, _ in prepared), counts, strict=True
     ):
