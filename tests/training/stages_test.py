@@ -15,6 +15,7 @@ from retrieval_jax.training import (
   loop,
   report,
   reporting,
+  results,
   selftest,
   stages,
   steps,
@@ -216,7 +217,21 @@ def _assert_same_state(config, one, other):
     np.testing.assert_array_equal(a, b)
 
 
-def test_a_run_in_stages(make_staged, tmp_path, monkeypatch):
+@pytest.fixture
+def staged(make_staged, monkeypatch):
+  """Returns a config of two stages; no page is drawn, which others look at."""
+  monkeypatch.setattr(report, 'write_report', lambda path, shown: None)
+  return make_staged(
+    _SMALL,
+    _LARGE,
+    optimizer__ema_decay=0.9,
+    eval_every_steps=10,
+    checkpoint_every_steps=3,
+    eval__projector_images=0,
+  )
+
+
+def test_a_run_in_stages(staged, tmp_path, monkeypatch):
   traced, train_step = [], steps.train_step
 
   def count(state, batch, **options):
@@ -224,18 +239,9 @@ def test_a_run_in_stages(make_staged, tmp_path, monkeypatch):
     return train_step(state, batch, **options)
 
   monkeypatch.setattr(steps, 'train_step', count)
-  # Other tests look at the page.
-  monkeypatch.setattr(report, 'write_report', lambda path, shown: None)
-  config = make_staged(
-    _SMALL,
-    _LARGE,
-    optimizer__ema_decay=0.9,
-    eval_every_steps=10,
-    checkpoint_every_steps=3,
-  )
-  loop.train_and_evaluate(config, str(tmp_path / 'whole'))
+  loop.train_and_evaluate(staged, str(tmp_path))
   assert traced == [(4, 8, 8, 1), (2, 16, 16, 1)]
-  rows = reporting.read_history(str(tmp_path / 'whole'))
+  rows = reporting.read_history(str(tmp_path))
   key = 'train/learning_rate'
   rates = {row['step']: row[key] for row in rows if key in row}
   assert list(rates) == [2, 4, 6, 8]
@@ -243,18 +249,61 @@ def test_a_run_in_stages(make_staged, tmp_path, monkeypatch):
   np.testing.assert_allclose(
     list(rates.values()), [0.5e-3, 0.5e-3, 0.25e-2, 0.75e-2], rtol=1e-5
   )
-  info = json.loads((tmp_path / 'whole/dataset.json').read_text())
+  evaluated = [r['step'] for r in rows if 'eval/test/precision_at_1' in r]
+  assert evaluated == [4, 8]
+  info = json.loads((tmp_path / 'dataset.json').read_text())
   assert info['preprocessing']['image_shape'] == [16, 16, 1]
-  # Cut between the two stages, and between two updates of the second.
-  for step, reached in ((4, 4), (7, 7)):
+
+
+@pytest.mark.slow
+def test_continued_equals_uninterrupted(staged, tmp_path, monkeypatch):
+  loop.train_and_evaluate(staged, str(tmp_path / 'whole'))
+  # Cut in the first stage, between the stages, and between two updates.
+  for step, reached in ((3, 3), (4, 4), (7, 7)):
     with monkeypatch.context() as patch:
       _fail_at(patch, step)
       with pytest.raises(ConnectionError):
-        loop.train_and_evaluate(config, str(tmp_path / 'cut'))
+        loop.train_and_evaluate(staged, str(tmp_path / 'cut'))
     with checkpoint.Checkpoints(str(tmp_path / 'cut')) as checkpoints:
       assert checkpoints.latest_step() == reached
-  loop.train_and_evaluate(config, str(tmp_path / 'cut'))
-  _assert_same_state(config, tmp_path / 'whole', tmp_path / 'cut')
+  loop.train_and_evaluate(staged, str(tmp_path / 'cut'))
+  _assert_same_state(staged, tmp_path / 'whole', tmp_path / 'cut')
+
+
+@pytest.mark.slow
+def test_a_stage_is_a_run_from_the_weights_of_the_one_before(
+  make_staged, staged, tmp_path
+):
+  """With the averages of the weights, which go on."""
+  loop.train_and_evaluate(staged, str(tmp_path / 'staged'))
+  options = {
+    'optimizer__ema_decay': 0.9,
+    'checkpoint_every_steps': 10,
+    'eval_every_steps': 10,
+  }
+  first = make_staged(_SMALL, **options)
+  loop.train_and_evaluate(first, str(tmp_path / 'first'))
+  with checkpoint.Checkpoints(str(tmp_path / 'first')) as checkpoints:
+    weights = make_experiment(first).restore(checkpoints, 4)
+  second = make_staged(_LARGE, **options, seed=1)
+  (stage,) = make_experiment(second).stages
+  state = stage.initial_state()
+  state = state.replace(params=weights.params, averages=weights.averages)
+  (tmp_path / 'second').mkdir()
+  results.describe_run(
+    str(tmp_path / 'second'), second, make_experiment(second).dataset
+  )
+  with checkpoint.Checkpoints(str(tmp_path / 'second')) as checkpoints:
+    checkpoints.save(state)
+  loop.train_and_evaluate(second, str(tmp_path / 'second'))
+  found = []
+  for config, name, step in ((staged, 'staged', 8), (second, 'second', 4)):
+    with checkpoint.Checkpoints(str(tmp_path / name)) as checkpoints:
+      found.append(make_experiment(config).restore(checkpoints, step))
+  one, two = (s.replace(step=0) for s in found)
+  # Another program, which may round otherwise.
+  for a, b in zip(*map(jax.tree.leaves, (one, two)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.slow
