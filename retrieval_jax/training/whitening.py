@@ -42,8 +42,8 @@ def apply(embeddings: jax.Array, layer: Layer) -> jax.Array:
 
   Example:
     >>> swap = {'mean': np.zeros(2), 'projection': np.eye(2)[::-1]}
-    >>> print(apply(jnp.array([[0.6, 0.8]]), swap).round(2))
-    [[0.8 0.6]]
+    >>> np.asarray(apply(jnp.array([[0.6, 0.8]]), swap)).round(2).tolist()
+    [[0.800000011920929, 0.6000000238418579]]
   """
   centred = embeddings - layer['mean'][None, :]
   # The last directions are multiplied by much, and so is their rounding.
