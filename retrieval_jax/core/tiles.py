@@ -244,7 +244,7 @@ class Tiles:
 
     Args:
       start: the place of the first row.
-      num_rows: n; what is behind the end is zero.
+      num_rows: n, at most those of a tile; what is behind the end is zero.
 
     Returns:
       [n, D'] as in `tiles[i]`.
@@ -252,10 +252,10 @@ class Tiles:
     which, processes = self.process
     tile, offset = divmod(start, self.tile_rows)
     index, owner = divmod(tile, processes)
-    if self.resident and owner == which and offset + num_rows <= self.tile_rows:
-      rows = self._kept[index][0]
-      if num_rows < self.tile_rows:
-        rows = _part(rows, offset, num_rows)
+    last = index + (offset + num_rows > self.tile_rows)
+    in_tiles = self.resident and owner == which and last < len(self)
+    if in_tiles and (last == index or processes == 1):
+      rows = _part(self._kept[index][0], self._kept[last][0], offset, num_rows)
       return rows if len(self.devices) == 1 else self.put(rows)
     rows = self._read(start, min(start + num_rows, self.num_rows))
     return self.put(_pad(self._prepare(rows), num_rows, 0))
@@ -307,7 +307,9 @@ class Tiles:
 
 
 @functools.partial(jax.jit, static_argnames='num_rows')
-def _part(rows, start, num_rows):
+def _part(tile, next_tile, start, num_rows):
+  """Returns rows from `start` on, of at most a tile, in either or both."""
+  rows = jnp.concatenate([tile, next_tile])
   return lax.dynamic_slice_in_dim(rows, start, num_rows)
 
 

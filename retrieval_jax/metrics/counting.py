@@ -13,7 +13,7 @@ counters give the same numbers:
 - `count_by_comparison` compares each similarity with each threshold, O(N R) a
   query, in vector registers, on any device. Where the queries are the gallery
   it needs only half of the similarities: s_ij is counted for query i, and for
-  query j. On a CPU most are left out by one comparison first (`filtering`);
+  query j;
 - `count_by_sorting` sorts rankings on the host, whose keys tell a positive from
   a negative, O((N + R) log N) a query: the faster on a CPU for large classes.
 """
@@ -26,17 +26,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from retrieval_jax.core import tiles
-from retrieval_jax.metrics import comparing, ranks
-from retrieval_jax.metrics.filtering import Filter
+from retrieval_jax.metrics import ranks
 
 SORTED_COLUMNS = 16384  # At most about so many are sorted at a time.
 # Compared at a time on a CPU (measured with AVX2).
 _CHUNK = 16
 _CHUNK_OF_COLUMNS = 8
-MOST_AHEAD = 3  # Counts that are under way, beside one product.
+_MOST_THRESHOLDS = 64  # Whose counts stay in registers.
+MOST_AHEAD = 3  # Counts that are under way.
 
 
 class Block(NamedTuple):
@@ -95,96 +96,61 @@ def take_own(
 
 
 def count_by_comparison(
-  gallery: tiles.Tiles, blocks: Sequence[Block], budget: int
+  gallery: tiles.Tiles, blocks: Sequence[Block]
 ) -> list[Counts]:
   """Counts for blocks of queries, with each tile put on the devices once.
-
-  On a CPU similarities go through a `Filter` first, and are compared where few
-  would be left out.
 
   Args:
     gallery: the tiles.
     blocks: of any sizes. If some are parts of tiles, they are all the rows of
       these tiles, and each pair of these tiles is computed once.
-    budget: bytes for what the filter finds.
   """
   thresholds = [_thresholds(block.own) for block in blocks]
   counts = gallery.put(
     [np.zeros((len(gallery.devices), *t.shape), np.int32) for t in thresholds],
     P('rows'),
   )
-  on_host = [np.asarray(t) for t in thresholds]
-  of_columns = _thresholds_of_columns(gallery, blocks, on_host)
+  of_columns = _thresholds_of_columns(gallery, blocks, thresholds)
   column_counts = gallery.put(
     {index: np.zeros(t.shape, np.int32) for index, t in of_columns.items()},
     P(None, 'rows'),
   )
   mesh, chunk = gallery.mesh, _chunk(gallery)
-  filter_ = None
-  if chunk is not None:
-    places = [(block.tile, block.columns) for block in blocks]
-    filter_ = Filter(on_host, places, gallery.tile_rows, budget)
   ahead = collections.deque()
-  for i, index, similarities in _one_ahead(_products(gallery, blocks)):
-    if filter_ is None or not filter_.take_rows(i, similarities):
+  for index in range(len(gallery)):
+    tile_rows, _ = gallery[index]
+    for i, block in enumerate(blocks):
+      if block.tile > index in of_columns:
+        continue  # Counted where the rows of this block are the tile.
+      similarities = ranks.similarities(block.rows, tile_rows)
       counts[i] = _add_rows(
         similarities, thresholds[i], counts[i], mesh=mesh, chunk=chunk
       )
       ahead.append(counts[i])
-    is_of_columns = 0 <= blocks[i].tile < index in of_columns
-    if is_of_columns and (
-      filter_ is None or not filter_.take_columns(index, similarities)
-    ):
-      column_counts[index] = _add_columns(
-        similarities,
-        of_columns[index],
-        column_counts[index],
-        mesh=mesh,
-        chunk=chunk,
-      )
-      ahead.append(column_counts[index])
-    # Similarities take memory until they are counted.
-    while len(ahead) > MOST_AHEAD:
-      ahead.popleft().block_until_ready()
+      if 0 <= block.tile < index in of_columns:
+        column_counts[index] = _add_columns(
+          similarities,
+          of_columns[index],
+          column_counts[index],
+          mesh=mesh,
+          chunk=chunk,
+        )
+        ahead.append(column_counts[index])
+      # Similarities take memory until they are counted.
+      while len(ahead) > MOST_AHEAD:
+        ahead.popleft().block_until_ready()
   column_counts = {i: np.asarray(c) for i, c in column_counts.items()}
-  totals = [np.asarray(of_block).sum(axis=0) for of_block in counts]
-  if filter_ is not None:
-    totals = [
-      total + found
-      for total, found in zip(totals, filter_.counts(), strict=True)
-    ]
   return [
     _counts(gallery, *of_block, column_counts)
-    for of_block in zip(blocks, thresholds, totals, strict=True)
+    for of_block in zip(blocks, thresholds, counts, strict=True)
   ]
 
 
-def _products(gallery, blocks):
-  """Yields (which block, which tile, their similarities)."""
-  in_order = {block.tile for block in blocks}
-  for index in range(len(gallery)):
-    tile_rows, _ = gallery[index]
-    for i, block in enumerate(blocks):
-      if block.tile > index in in_order:
-        continue  # Counted where the rows of this block are the tile.
-      yield i, index, ranks.similarities(block.rows, tile_rows)
-
-
-def _one_ahead(items):
-  """Yields items, the next one under way."""
-  waiting = collections.deque()
-  for item in items:
-    waiting.append(item)
-    del item
-    if len(waiting) > 1:
-      yield waiting.popleft()
-  yield from waiting
-
-
-def _counts(gallery, block, thresholds, total, column_counts):
+def _counts(gallery, block, thresholds, counts, column_counts):
   """Returns the `Counts` of a block: by rows, by columns, less its own."""
+  total = np.asarray(counts).sum(axis=0)
   if not gallery.process[0]:
-    total = total - np.asarray(
+    total -= np.asarray(
       _not_negative(
         block.own, thresholds, gallery.num_padding, chunk=_chunk(gallery)
       )
@@ -218,7 +184,7 @@ def _thresholds_of_positives(positives):
 def _not_negative(own, thresholds, num_padding, *, chunk):
   """Returns [B, 2 K], what is counted of the class, and of zero rows."""
   zeros = num_padding * (thresholds <= 0).astype(jnp.int32)
-  return comparing.count_reached(own, thresholds, chunk) + zeros
+  return count_reached(own, thresholds, chunk) + zeros
 
 
 def _thresholds_of_columns(gallery, blocks, thresholds):
@@ -233,7 +199,7 @@ def _thresholds_of_columns(gallery, blocks, thresholds):
   }
   for block, t in zip(blocks, thresholds, strict=True):
     if block.columns.stop:
-      of_block = np.stack(np.split(t.T, 2))
+      of_block = np.stack(np.split(np.asarray(t).T, 2))
       size = block.columns.stop - block.columns.start
       found[block.tile][:, : of_block.shape[1], block.columns] = of_block[
         ..., :size
@@ -248,7 +214,7 @@ def _thresholds_of_columns(gallery, blocks, thresholds):
 def _add_rows(similarities, thresholds, counts, *, mesh, chunk):
   """Adds the counts of the rows [devices, B, K], on each device its own."""
   add = jax.shard_map(
-    lambda s, t, c: c + comparing.count_reached(s, t, chunk)[None],
+    lambda s, t, c: c + count_reached(s, t, chunk)[None],
     mesh=mesh,
     in_specs=(P(None, 'rows'), P(), P('rows')),
     out_specs=P('rows'),
@@ -262,7 +228,7 @@ def _add_columns(similarities, thresholds, counts, *, mesh, chunk):
   spec = P(None, 'rows')
   add = jax.shard_map(
     lambda s, t, c: (
-      c + comparing.count_reached_by_columns(s, t, chunk and _CHUNK_OF_COLUMNS)
+      c + count_reached_by_columns(s, t, chunk and _CHUNK_OF_COLUMNS)
     ),
     mesh=mesh,
     in_specs=(spec, spec, spec),
@@ -273,6 +239,88 @@ def _add_columns(similarities, thresholds, counts, *, mesh, chunk):
 
 def _chunk(gallery):
   return _CHUNK if gallery.devices[0].platform == 'cpu' else None
+
+
+def count_reached(
+  similarities: jax.Array, thresholds: jax.Array, chunk: int | None
+) -> jax.Array:
+  """Returns c_ij = #{t : s_it >= thresholds_ij}.
+
+  Args:
+    similarities: [B, T] float32.
+    thresholds: [B, K] float32.
+    chunk: similarities compared at a time, row by row: a CPU keeps what it
+      counts in registers; or None for one comparison [B, T, K] that a GPU
+      compiler fuses into the sum.
+
+  Returns:
+    [B, K] int32.
+
+  Example:
+    >>> similarities = jnp.array([[0.3, 0.1, 0.2, 0.9]])
+    >>> count_reached(similarities, jnp.array([[0.2, 0.95]]), 2).tolist()
+    [[3, 0]]
+  """
+  if chunk is None:
+    reached = similarities[:, :, None] >= thresholds[:, None, :]
+    return jnp.sum(reached, axis=1, dtype=jnp.int32)
+  if thresholds.shape[1] > _MOST_THRESHOLDS:
+    parts = [
+      count_reached(similarities, thresholds[:, part], chunk)
+      for part in tiles.blocks(thresholds.shape[1], _MOST_THRESHOLDS)
+    ]
+    return jnp.concatenate(parts, axis=1)
+
+  def count_row(row):
+    of_row, row_thresholds = row
+
+    def count(some):
+      reached = some[:, None] >= row_thresholds[None, :]
+      return jnp.sum(reached, axis=0, dtype=jnp.int32)
+
+    return _sum_over_chunks(count, of_row, chunk)
+
+  return lax.map(count_row, (similarities, thresholds))
+
+
+def count_reached_by_columns(
+  similarities: jax.Array, thresholds: jax.Array, chunk: int | None
+) -> jax.Array:
+  """Returns c_jt = #{i : s_it >= thresholds_jt}.
+
+  Args:
+    similarities: [B, T] float32.
+    thresholds: [K, T] float32.
+    chunk: as in `count_reached`.
+
+  Returns:
+    [K, T] int32.
+
+  Example:
+    >>> similarities = jnp.array([[0.3], [0.1], [0.2], [0.9]])
+    >>> thresholds = jnp.array([[0.2], [0.95]])
+    >>> count_reached_by_columns(similarities, thresholds, 2).tolist()
+    [[3], [0]]
+  """
+
+  def count(rows):
+    reached = rows[:, None, :] >= thresholds[None, :, :]
+    return jnp.sum(reached, axis=0, dtype=jnp.int32)
+
+  return _sum_over_chunks(count, similarities, chunk or len(similarities))
+
+
+def _sum_over_chunks(count, x, chunk):
+  """Sums `count` of `chunk` elements along the first axis of x at a time."""
+  whole = len(x) // chunk
+  counts = count(x[whole * chunk :])
+  if not whole:
+    return counts
+
+  def add(i, counts):
+    return counts + count(lax.dynamic_slice_in_dim(x, i * chunk, chunk))
+
+  return lax.fori_loop(0, whole, add, counts)
 
 
 # -- sorting ------------------------------------------------------------------

@@ -28,7 +28,6 @@ _COMPARE_UP_TO = 64
 _TILE_ROWS = 1024
 _SORTED_ROWS = 128  # More leave the cache.
 _MAX_THREADS = 4
-_FILTER_SHARE = 8  # The part of the budget that its finds may take.
 
 
 def rank_positives(
@@ -294,20 +293,18 @@ class _Ranking:
     """Returns (rows of a block, rows of a group) to compare."""
     gallery = self._gallery
     width = _width(int(self._classes.num_positives[queries].max()))
-    # Similarities under way, and a mask; the ranks.
-    block_bytes = 4 * gallery.tile_rows * (counting.MOST_AHEAD + 2)
-    block_bytes += gallery.tile_rows + 96 * width
+    # Similarities under way; the ranks.
+    block_bytes = 4 * gallery.tile_rows * (counting.MOST_AHEAD + 1) + 96 * width
     # The query, thresholds and counts of rows and of columns.
     copies = len(gallery.devices)
     group_bytes = 4 * self._query_rows.shape[1] * copies
-    group_bytes += width * (20 * copies + 64)
+    group_bytes += width * (20 * copies + 48)
     smallest = tiles.MIN_BLOCK_ROWS * (block_bytes + group_bytes)
-    budget = self._budget - self._budget // _FILTER_SHARE
-    self._check_budget(smallest + smallest // (_FILTER_SHARE - 1), width)
+    self._check_budget(smallest, width)
     block_rows = gallery.block_rows(
-      len(queries), block_bytes + group_bytes, budget // 2
+      len(queries), block_bytes + group_bytes, self._budget // 2
     )
-    left = budget - block_rows * block_bytes
+    left = self._budget - block_rows * block_bytes
     return block_rows, left // group_bytes
 
   def _check_budget(self, smallest, most_positives):
@@ -386,8 +383,7 @@ class _Ranking:
     start = int(classes.first[class_].min(initial=len(classes.order)))
     stop = int((classes.first + classes.sizes)[class_].max(initial=0))
     num_rows = gallery.tile_rows // len(gallery.devices)
-    # Where the tiles of the gallery begin, which are there already.
-    for begin in range(start - start % num_rows, stop, num_rows):
+    for begin in range(start, stop, num_rows):
       if self._last_members[0] != begin:
         if self._in_order:
           rows = gallery.rows_at(begin, num_rows)
@@ -401,9 +397,7 @@ class _Ranking:
 
   def _compare_group(self, prepared):
     gallery = self._gallery
-    counts = counting.count_by_comparison(
-      gallery, [block for _, block in prepared], self._budget // _FILTER_SHARE
-    )
+    counts = counting.count_by_comparison(gallery, [b for _, b in prepared])
     for (picked, which), (above, reached, present) in zip(
       (queries for queries, _ in prepared), counts, strict=True
     ):

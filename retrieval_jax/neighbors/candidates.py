@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from retrieval_jax.core import arrays, float_order, tiles
+from retrieval_jax.core import arrays, tiles
 
 # Candidates of a query that may wait to be merged, beside as many as wanted.
 _MIN_COLLECTED = 128
@@ -118,14 +118,18 @@ def _are_best(values, most):
 
 def _keys(scores, gallery_rows):
   """Returns int64 in the order of scores, the lower row above its equals."""
-  rows = _LAST_ROW - np.asarray(gallery_rows, np.int64)
-  return (float_order.to_ordered(scores) << 32) + rows
+  # 0.0 and -0.0 are equal, and NaN is the worst.
+  bits = (np.fmax(scores, np.float32(-np.inf)) + np.float32(0)).view(np.int32)
+  # As integers, negative floats are in the opposite order.
+  ordered = (bits ^ ((bits >> 31) & _LAST_ROW)).astype(np.int64)
+  return (ordered << 32) + (_LAST_ROW - np.asarray(gallery_rows, np.int64))
 
 
 def _decode(keys):
   """Returns (scores float32, gallery rows int32) of keys."""
-  rows = (_LAST_ROW - (keys & (2**32 - 1))).astype(np.int32)
-  return float_order.from_ordered(keys >> 32), rows
+  ordered = (keys >> 32).astype(np.int32)
+  scores = (ordered ^ ((ordered >> 31) & _LAST_ROW)).view(np.float32)
+  return scores, (_LAST_ROW - (keys & (2**32 - 1))).astype(np.int32)
 
 
 _NOTHING = _keys(np.full(1, -np.inf, np.float32), -1)[0]

@@ -1,4 +1,4 @@
-"""The counters against a loop over all pairs."""
+"""The two counters against a loop over all pairs."""
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 
 from retrieval_jax.core import tiles
-from retrieval_jax.metrics import (
-  comparing,
-  counting,
-  filtering,
-  ranking,
-  ranks,
-)
+from retrieval_jax.metrics import counting, ranks
 from retrieval_jax.metrics.ranks import RESOLUTION
 
 
@@ -29,17 +23,8 @@ def _case(kind, random, number, dim=6):
   return _unit(x)
 
 
-def _filter_all(monkeypatch, whether):
-  """Has all similarities filtered, or all compared."""
-  monkeypatch.setattr(
-    filtering, '_SHARE_A_THRESHOLD', np.inf if whether else -1.0
-  )
-
-
 @pytest.mark.parametrize('num_devices', [1, 4])
-@pytest.mark.parametrize(
-  'counter', ['compare', 'filter', 'filter in parts', 'sort', 'sort in parts']
-)
+@pytest.mark.parametrize('counter', ['compare', 'sort', 'sort in parts'])
 @pytest.mark.parametrize('kind', ['spread', 'tied', 'equal'])
 def test_counts_of_a_loop(kind, counter, num_devices, monkeypatch):
   random = np.random.default_rng(0)
@@ -74,12 +59,9 @@ def test_counts_of_a_loop(kind, counter, num_devices, monkeypatch):
     prepare=np.asarray,  # They are unit rows; again would change their bits.
   )
   present = own > -np.inf
-  if 'sort' not in counter:
-    _filter_all(monkeypatch, counter != 'compare')
+  if counter == 'compare':
     block = counting.Block(*gallery.put((queries, own)))
-    # Of 768 rows up to 4,096 similarities a tile of 256 are found.
-    budget = 64 * (5000 if counter == 'filter in parts' else 20_000)
-    (counts,) = counting.count_by_comparison(gallery, [block], budget)
+    (counts,) = counting.count_by_comparison(gallery, [block])
     np.testing.assert_array_equal(counts.present, present[:, :-1])
     above, reached = (
       [
@@ -114,67 +96,6 @@ def test_counts_of_a_loop(kind, counter, num_devices, monkeypatch):
     assert reached[i].tolist() == expected
 
 
-@pytest.mark.parametrize('exclude_self', [False, True])
-def test_filtering_changes_no_rank(exclude_self, monkeypatch):
-  random = np.random.default_rng(0)
-  x = _case('spread', random, 500).round(1)
-  labels = random.integers(0, 60, 500)
-  monkeypatch.setattr(ranking, '_TILE_ROWS', 128)
-
-  def ranks_of_all():
-    blocks = ranking.rank_positives(
-      *(x, labels, x, labels),
-      exclude_self=exclude_self,
-      budget=2**22,
-      counter='compare',
-    )
-    found = {}
-    for block in blocks:
-      num_tied = np.zeros(len(block.ranks))
-      num_tied[block.tied] = block.num_tied
-      for query, start, number in zip(
-        block.queries, block.starts, block.num_positives, strict=True
-      ):
-        of_query = slice(start, start + number)
-        found[query] = block.ranks[of_query].tolist(), num_tied[of_query].sum()
-    return found
-
-  _filter_all(monkeypatch, False)
-  compared = ranks_of_all()
-  assert len(compared) == 500 and sum(tied for _, tied in compared.values()) > 0
-  _filter_all(monkeypatch, True)
-  assert ranks_of_all() == compared
-
-
-def test_a_filter_gives_up_where_it_finds_too_much():
-  thresholds = [np.zeros((8, 2), np.float32)]
-  filter_ = filtering.Filter(thresholds, [(-1, slice(0, 0))], 64, 2**20)
-  taken = [filter_.take_rows(0, np.ones((8, 64), np.float32))]
-  assert taken == [False]
-  few = np.full((8, 64), -1, np.float32)
-  assert filter_.take_rows(0, few)
-  few[2, 5] = few[7, 60] = 0
-  few[7, 61] = -0.0
-  filter_ = filtering.Filter(thresholds, [(-1, slice(0, 0))], 4096, 2**20)
-  large = np.full((8, 4096), -1, np.float32)
-  large[:, :64] = few
-  assert filter_.take_rows(0, large)
-  (counts,) = filter_.counts()
-  assert counts.tolist() == [
-    [0, 0],
-    [0, 0],
-    [1, 1],
-    [0, 0],
-    [0, 0],
-    [0, 0],
-    [0, 0],
-    [2, 2],
-  ]
-  for _ in range(20):
-    filter_.take_rows(0, np.ones((8, 64), np.float32))
-  assert not filter_.take_rows(0, large)  # It is no longer tried.
-
-
 def test_least_similarities_are_the_first_that_round():
   multiples = np.random.default_rng(0).integers(-(2**22), 2**22, 2000)
   multiples = np.append(multiples, [0, 1, -1, 2**22, -(2**22)]).astype(np.int32)
@@ -190,12 +111,12 @@ def test_counts_of_rows_and_columns(chunk):
   x = random.integers(0, 9, (32, 64)).astype(np.float32)
   thresholds = random.integers(0, 9, (32, 12)).astype(np.float32)
   np.testing.assert_array_equal(
-    comparing.count_reached(jnp.asarray(x), jnp.asarray(thresholds), chunk),
+    counting.count_reached(jnp.asarray(x), jnp.asarray(thresholds), chunk),
     (x[:, None, :] >= thresholds[:, :, None]).sum(axis=-1),
   )
   thresholds = random.integers(0, 9, (12, 64)).astype(np.float32)
   np.testing.assert_array_equal(
-    comparing.count_reached_by_columns(
+    counting.count_reached_by_columns(
       jnp.asarray(x), jnp.asarray(thresholds), chunk
     ),
     (x[:, None, :] >= thresholds[None]).sum(axis=0),
