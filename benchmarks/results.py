@@ -36,6 +36,7 @@ SCREEN = dataclasses.replace(TABLE, metrics={}, selection=VALIDATION)
 # Of the picture.
 NUM_QUERIES = 8
 NUM_NEIGHBORS = 6
+GAP = 32
 # The loss of the recipes.
 LOSS = 'supcon'
 
@@ -200,7 +201,10 @@ def draw_neighbors() -> None:
         np.ones(found.shape, bool),
       )
     )
-  Image.fromarray(np.concatenate(sheets, axis=1)).save(PICTURE, optimize=True)
+  before, after = sheets
+  gap = np.full((len(before), GAP, 3), 255, np.uint8)
+  picture = np.concatenate([before, gap, after], axis=1)
+  Image.fromarray(picture).save(PICTURE, optimize=True)
 
 
 def main() -> None:
