@@ -16,36 +16,49 @@ queries before and after, from the runs; see `trainings.py`.
 import argparse
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import trainings
 from trainings import Row
 
 PAGE = trainings.ROOT / 'docs' / 'results.md'
 PICTURE = trainings.ROOT / 'docs' / 'results.png'
+CONFIG = 'configs/fine_tuning.py'
 DATA = 'glyphs'
-# Of which a fold of the training classes is held back.
-SCREENED_DATA = 'glyphs_validation'
-VALIDATION = 'validation'
 TABLE = trainings.Table(
   'results',
   {'precision_at_1': 'R@1', 'mean_average_precision_at_r': 'mAP@R'},
 )
-CONFIG = 'configs/fine_tuning.py'
+# A fold of the training classes is held back, and measured.
+SCREENED_DATA = 'glyphs_validation'
+VALIDATION = 'validation_mean_average_precision_at_r'
+SCREEN = dataclasses.replace(TABLE, metrics={}, selection=VALIDATION)
 # Of the picture.
 NUM_QUERIES = 8
 NUM_NEIGHBORS = 6
+GAP = 32
 # The loss of the recipes.
 LOSS = 'supcon'
 
-_STILL = {
-  'optimizer.frozen': ('backbone/.*',),
-  'model.frozen_batch_norm': True,
-}
+
+def row_of(
+  recipe: str, loss: str, overrides: Mapping[str, Any] | None = None
+) -> Row:
+  """Returns a training by a recipe and a loss, of which no more is measured."""
+  measured = {
+    'eval.metrics': tuple(TABLE.metrics),
+    'eval.projector_images': 0,
+  }
+  keys = measured | dict(overrides or {})
+  return Row(f'{recipe}, {loss}', f'{CONFIG}:{loss}', keys)
+
+
+_STILL = {'optimizer.frozen': ('backbone/.*',)}
 # The embedding is what the pretrained network pools; the proxies, which are not
 # in it, do one step, since a run has to train something.
-FROZEN = Row(
-  'frozen features',
-  f'{CONFIG}:normalized_softmax',
+FROZEN = row_of(
+  'frozen',
+  'normalized_softmax',
   _STILL
   | {
     'model.neck': 'identity',
@@ -54,35 +67,36 @@ FROZEN = Row(
     'optimizer.warmup_steps': 0,
   },
 )
-FULL = Row(f'full, {LOSS}', f'{CONFIG}:{LOSS}')
-RECIPES = (
-  Row(f'linear probe, {LOSS}', FULL.config, _STILL),
-  Row(
-    f'frozen BatchNorm, {LOSS}', FULL.config, {'model.frozen_batch_norm': True}
+FULL = row_of('full', LOSS)
+RECIPES = {
+  'frozen features': FROZEN,
+  'linear probe': row_of('linear probe', LOSS, _STILL),
+  'the head for 20 steps, then all (LP-FT)': row_of(
+    'head first', LOSS, {'optimizer.head_only_steps': 20}
   ),
-  Row(
-    f'head first, {LOSS}',
-    FULL.config,
-    {'optimizer.head_only_steps': 20},
+  'layer-wise decay of the rate, 0.9': row_of(
+    'layer decay', LOSS, {'optimizer.layer_decay': 0.9}
   ),
-  Row(
-    f'layer-wise decay 0.9, {LOSS}', FULL.config, {'optimizer.layer_decay': 0.9}
+  'full': FULL,
+  'full, one rate for all': row_of(
+    'one rate', LOSS, {'optimizer.backbone_learning_rate_multiplier': 1.0}
   ),
-  FULL,
-  Row(f'no weights, {LOSS}', FULL.config, {'model.pretrained': None}),
-)
+  'full, BatchNorm follows the batches': row_of(
+    'batch norm', LOSS, {'model.frozen_batch_norm': False}
+  ),
+}
 _FAST_HEAD = {'optimizer.head_learning_rate_multiplier': 30.0}
-# A well-known loss of each family (a page of docs/losses/), its defaults.
+# A well-known loss of each family, a page of docs/losses/, with its defaults.
 FAMILIES = {
-  'Softmax over pairs': FULL,
-  'Pairs': Row('full, multi_similarity', f'{CONFIG}:multi_similarity'),
-  'Triplets': Row('full, triplet_margin', f'{CONFIG}:triplet_margin'),
-  'Rankings': Row('full, smooth_ap', f'{CONFIG}:smooth_ap'),
-  'Proxies': Row('full, proxy_anchor', f'{CONFIG}:proxy_anchor', _FAST_HEAD),
-  'Margin softmax': Row('full, arcface', f'{CONFIG}:arcface', _FAST_HEAD),
-  'Views, without labels': Row(
-    'full, ntxent of two views',
-    f'{CONFIG}:ntxent',
+  'pairs': row_of('full', 'multi_similarity'),
+  'triplets': row_of('full', 'triplet_margin'),
+  'softmax over pairs': FULL,
+  'ranking': row_of('full', 'smooth_ap'),
+  'softmax with a margin': row_of('full', 'arcface', _FAST_HEAD),
+  'proxies': row_of('full', 'proxy_anchor', _FAST_HEAD),
+  'two views of an image, no labels': row_of(
+    'views',
+    'ntxent',
     {
       'loss.positives': 'image',
       'data.classes_per_batch': 0,
@@ -92,54 +106,46 @@ FAMILIES = {
     },
   ),
 }
-# Peak rates of the backbone, beside 1e-3 of what is new.
-RATES = (1.0, 0.3, 0.1)
-SCREENED = tuple(
-  Row(
-    f'backbone rate x{rate:g}, {LOSS}',
-    FULL.config,
+# Peak rate of the backbone, and its part of that of what is new.
+RATES = {1e-3: 1.0, 3e-4: 0.3, 1e-4: 0.1}
+SCREENED = {
+  rate: row_of(
+    f'rate {rate:g}',
+    LOSS,
     {
       'data.validation': 'classes',
-      'optimizer.backbone_learning_rate_multiplier': rate,
+      'optimizer.backbone_learning_rate_multiplier': factor,
     },
   )
-  for rate in RATES
-)
-SCREEN = dataclasses.replace(TABLE, metrics={}, selection=VALIDATION)
+  for rate, factor in RATES.items()
+}
 
 
 def screen(arguments) -> None:
   """Trains once with each rate, measured on a fold of the training classes."""
-  trainings.run(SCREEN, SCREENED, SCREENED_DATA, 1, arguments.jobs)
-
-
-def rows() -> list[Row]:
-  """Returns all rows that are trained with several seeds, each once."""
-  found = {row.label: row for row in (*RECIPES, *FAMILIES.values())}
-  return list(found.values())
+  rows = list(SCREENED.values())
+  trainings.run(SCREEN, rows, SCREENED_DATA, 1, arguments.jobs)
 
 
 def run(arguments) -> None:
   """Trains the rows; the frozen features have no seed."""
-  chosen = [
-    row
-    for row in (FROZEN, *rows())
-    if not arguments.only or row.label in arguments.only
-  ]
-  if FROZEN in chosen:
+  rows = {row.label: row for row in (*RECIPES.values(), *FAMILIES.values())}
+  if arguments.only:
+    rows = {label: rows[label] for label in arguments.only}
+  if rows.pop(FROZEN.label, None):
     trainings.run(TABLE, [FROZEN], DATA, 1, arguments.jobs)
-  trained = [row for row in chosen if row is not FROZEN]
-  trainings.run(TABLE, trained, DATA, arguments.seeds, arguments.jobs)
+  rows = list(rows.values())
+  trainings.run(TABLE, rows, DATA, arguments.seeds, arguments.jobs)
 
 
-def table(chosen: Mapping[str, Row], heading: str) -> str:
-  """Returns rows of metrics as Markdown, the best mAP@R first.
+def table(heading: str, rows: Mapping[str, Row]) -> str:
+  """Returns the rows that were trained as Markdown, the best mAP@R first.
 
   Args:
-    chosen: {what the first column says: row}.
     heading: of the first column.
+    rows: {what the first column says: row}.
   """
-  found = {text: TABLE.cells(row.label, DATA) for text, row in chosen.items()}
+  found = {text: TABLE.cells(row.label, DATA) for text, row in rows.items()}
   measured = [[text, *cells] for text, cells in found.items() if cells]
   measured.sort(key=lambda cells: -float(cells[-1].split()[0]))
   return trainings.markdown(
@@ -149,18 +155,17 @@ def table(chosen: Mapping[str, Row], heading: str) -> str:
 
 def write_tables() -> None:
   """Puts the tables between their marks in docs/results.md."""
-  recipes = {row.label: row for row in (FROZEN, *RECIPES)}
-  trainings.write(table(recipes, 'recipe'), 'recipes', PAGE)
-  families = {
-    f'{family}: `{row.config.split(":")[1]}`': row
+  trainings.write(table(f'recipe, `{LOSS}`', RECIPES), 'recipes', PAGE)
+  losses = {
+    f'`{row.config.split(":")[1]}` ({family})': row
     for family, row in FAMILIES.items()
   }
-  families['frozen features'] = FROZEN
-  trainings.write(table(families, 'family, loss'), 'families', PAGE)
+  losses['frozen features'] = FROZEN
+  trainings.write(table('loss', losses), 'losses', PAGE)
   screened = [['rate of the backbone', 'mAP@R of the validation classes']]
-  for rate, row in zip(RATES, SCREENED, strict=True):
+  for rate, row in SCREENED.items():
     for found in SCREEN.runs(row.label, SCREENED_DATA):
-      screened.append([f'{rate * 1e-3:g}', f'{found[VALIDATION]:.4f}'])
+      screened.append([f'{rate:g}', f'{found[VALIDATION]:.4f}'])
   trainings.write(trainings.markdown(screened), 'screen', PAGE)
 
 
@@ -182,7 +187,7 @@ def draw_neighbors() -> None:
   )
   sheets = []
   for row in (FROZEN, FULL):
-    model = retrieval_jax.load(TABLE.workdir(row.label, DATA, 0))
+    model = retrieval_jax.load(str(TABLE.workdir(row.label, DATA, 0)))
     embeddings = model.embed(images)
     _, found = retrieval_jax.neighbors.top_k(
       embeddings, embeddings, k=NUM_NEIGHBORS, exclude_self=True
@@ -196,7 +201,10 @@ def draw_neighbors() -> None:
         np.ones(found.shape, bool),
       )
     )
-  Image.fromarray(np.concatenate(sheets, axis=1)).save(PICTURE, optimize=True)
+  before, after = sheets
+  gap = np.full((len(before), GAP, 3), 255, np.uint8)
+  picture = np.concatenate([before, gap, after], axis=1)
+  Image.fromarray(picture).save(PICTURE, optimize=True)
 
 
 def main() -> None:

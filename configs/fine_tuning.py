@@ -30,5 +30,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   # Of 32 pixels the last map would be a single place: this makes it 2 x 2, with
   # the same weights.
   config.model.last_stage_stride = 1
+  # With the statistics of small batches of few classes, so few steps end below
+  # the features that they start from.
+  config.model.frozen_batch_norm = True
   config.optimizer.warmup_steps = 10
+  # 3e-4 for what is pretrained.
+  config.optimizer.backbone_learning_rate_multiplier = 0.3
   return config
