@@ -164,7 +164,7 @@ def test_harry_is_the_same_on_four_devices_as_on_one(tmp_path):
     embeddings.append(retrieval_jax.load(run).embed(images))
   one, four = curves
   assert len(one) == len(four) == 6
-  np.testing.assert_allclose(four, one, rtol=1e-3)
-  assert one[-1] < one[0]
+  # Seen: 7e-7 after the first step of the whole network.
+  np.testing.assert_allclose(four, one, rtol=1e-4)
   # Cosines of the two embeddings of an image.
   assert np.min(np.sum(embeddings[0] * embeddings[1], axis=1)) > 0.999
