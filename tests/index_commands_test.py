@@ -291,7 +291,7 @@ def test_a_folder_without_images_is_one_line_and_status_2(call):
     embed, RUN, '--images=empty', '--output=empty.index'
   )
   assert (status, output) == (2, '')
-  assert 'empty, where there are no images' in errors.splitlines()[-1]
+  assert "empty', where there are no images" in errors.splitlines()[-1]
   assert not os.path.exists('empty.index')
 
 
