@@ -10,7 +10,7 @@ import pytest
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.data import transforms
 from retrieval_jax.training import loop, steps
-from retrieval_jax.training.experiment import Experiment
+from retrieval_jax.training.experiment import BuiltStage
 
 
 def diverge(config, workdir):
@@ -75,7 +75,7 @@ def test_a_picture_that_becomes_nan(make_config, tmp_path, monkeypatch):
 
 
 def test_the_layer_that_overflows_is_named(make_config, tmp_path, monkeypatch):
-  make = Experiment.initial_state
+  make = BuiltStage.initial_state
 
   def huge(self):
     state = make(self)
@@ -83,7 +83,7 @@ def test_the_layer_that_overflows_is_named(make_config, tmp_path, monkeypatch):
     weights['kernel'] = np.full_like(weights['kernel'], 3e38)
     return state
 
-  monkeypatch.setattr(Experiment, 'initial_state', huge)
+  monkeypatch.setattr(BuiltStage, 'initial_state', huge)
   message = diverge(make_config('circle'), tmp_path / 'run')
   assert 'the output of layer projection' in message
   assert 'overflows' in message
