@@ -166,7 +166,8 @@ def write_tables() -> None:
   for rate, row in SCREENED.items():
     for found in SCREEN.runs(row.label, SCREENED_DATA):
       screened.append([f'{rate:g}', f'{found[VALIDATION]:.4f}'])
-  trainings.write(trainings.markdown(screened), 'screen', PAGE)
+  if len(screened) > 1:
+    trainings.write(trainings.markdown(screened), 'screen', PAGE)
 
 
 def draw_neighbors() -> None:
