@@ -13,6 +13,8 @@ import pytest
 import retrieval_jax
 from retrieval_jax import check_data, main
 
+pytestmark = pytest.mark.usefixtures('no_drawings')
+
 ROOT = pathlib.Path(__file__).parents[1]
 CLASSES, IMAGES = 12, 6
 
@@ -20,8 +22,6 @@ _WRITE_TFDS = """
 import sys
 import numpy as np
 import tensorflow_datasets as tfds
-
-pytestmark = pytest.mark.usefixtures('no_drawings')
 
 colors = np.random.default_rng(0).integers(0, 256, (10, 1, 1, 3))
 

@@ -1,9 +1,13 @@
 """Proxies that start as the mean embeddings of their classes."""
 
 import logging
+import math
+from typing import NamedTuple
 
+import jax
 import ml_collections
 import numpy as np
+from flax import linen as nn
 
 from retrieval_jax import data
 from retrieval_jax.training import evaluation as evaluation_lib
@@ -23,7 +27,10 @@ def with_class_means(
   """Returns the state with proxies that are means of embeddings.
 
   The images are seen as they are, whatever `eval` says, since the weights may
-  not depend on it.
+  not depend on it, and by a network that trains. The BatchNorm of a new neck
+  has no statistics yet: by those that it starts with, all embeddings are nearly
+  one, and far from where the first step finds them. So batches are full, and in
+  random order.
 
   Args:
     state: of step 0, on the host.
@@ -32,15 +39,19 @@ def with_class_means(
     train: the images it is trained on, of one label each.
   """
   rows = first_of_each_class(train.labels, config.head.init_images)
+  rows = np.random.default_rng(config.seed).permutation(rows)
+  size = config.eval.batch_size
+  # The last batch is filled with the first rows, which no mean has twice.
+  images = train.subset(np.resize(rows, math.ceil(len(rows) / size) * size))
   networks = task.networks
+  training = _Training(networks.embedder, jax.random.key(config.seed))
   plain = task._replace(
-    networks=networks._replace(measured_embedder=networks.embedder),
-    views=Views(),
+    networks=networks._replace(measured_embedder=training), views=Views()
   )
-  images = train.subset(rows)
   embeddings, readable = evaluation_lib.Evaluator(config, plain).embed(
     state_lib.replicate(state.measured()), images, 'train'
   )
+  readable[len(rows) :] = False
   head = state.params['head']
   proxies = class_means(
     embeddings[readable],
@@ -51,6 +62,30 @@ def with_class_means(
   _log.info('proxies from the embeddings of %d images', readable.sum())
   params = {**state.params, 'head': {**head, 'proxies': proxies}}
   return state.replace(params=params)
+
+
+class _Training(NamedTuple):
+  """A network that is always in training.
+
+  Attributes:
+    embedder: whose statistics stay as they are.
+    key: of its dropout.
+  """
+
+  embedder: nn.Module
+  key: jax.Array
+
+  def apply(self, variables, images, train):
+    """Returns embeddings as those of a training step, whatever `train` is."""
+    del train
+    embeddings, _ = self.embedder.apply(
+      variables,
+      images,
+      train=True,
+      mutable=['batch_stats'],
+      rngs={'dropout': self.key},
+    )
+    return embeddings
 
 
 def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:

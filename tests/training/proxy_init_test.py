@@ -1,8 +1,11 @@
 """Proxies start as the means of their classes."""
 
 import numpy as np
+import pytest
 
 from retrieval_jax.training import loop, proxy_init
+from retrieval_jax.training.config import Classes
+from retrieval_jax.training.steps import make_task
 
 
 def _unit(x):
@@ -27,9 +30,16 @@ def test_class_means_equal_a_loop():
       np.testing.assert_allclose(found[row], expected, rtol=1e-5)
 
 
-def test_a_run_starts_with_them(make_config, tiny_dataset):
+@pytest.mark.parametrize('neck', ['dense', 'dense_batch_norm'])
+def test_a_run_starts_with_them(make_config, tiny_dataset, neck):
   config = make_config(
-    'arcface', head__init='class_mean', head__init_images=3, eval__flip=True
+    'arcface',
+    model__neck=neck,
+    head__init='class_mean',
+    head__init_images=3,
+    eval__flip=True,
+    # More than there are images, for a batch that is filled up evenly.
+    eval__batch_size=60,
   )
   (stage,) = loop.make_experiment(config).stages
   state = proxy_init.with_class_means(
@@ -37,8 +47,13 @@ def test_a_run_starts_with_them(make_config, tiny_dataset):
   )
   # The labels of the tiny set go round: the first thirty are three of each.
   x = tiny_dataset.train.images_at(np.arange(30)).astype(np.float32) / 255
-  rows = stage.task.networks.embedder.apply(
-    {'params': state.params['embedder']}, (x - 0.1307) / 0.3081, False
+  # The averages of one device are those of four.
+  one = make_task(config, Classes.of(tiny_dataset), (8, 8, 1), axis_name=None)
+  rows, _ = one.networks.embedder.apply(
+    {'params': state.params['embedder'], 'batch_stats': state.batch_stats},
+    (x - 0.1307) / 0.3081,
+    True,
+    mutable=['batch_stats'],
   )
   means = _unit(np.asarray(rows)).reshape(3, 10, 50).mean(axis=0)
   np.testing.assert_allclose(
