@@ -86,6 +86,7 @@ RECIPES = {
   ),
 }
 _FAST_HEAD = {'optimizer.head_learning_rate_multiplier': 30.0}
+_CLASS_MEANS = _FAST_HEAD | {'head.init': 'class_mean'}
 # A well-known loss of each family, a page of docs/losses/, with its defaults.
 FAMILIES = {
   'pairs': row_of('full', 'multi_similarity'),
@@ -94,6 +95,12 @@ FAMILIES = {
   'ranking': row_of('full', 'smooth_ap'),
   'softmax with a margin': row_of('full', 'arcface', _FAST_HEAD),
   'proxies': row_of('full', 'proxy_anchor', _FAST_HEAD),
+  'softmax with a margin, from class means': row_of(
+    'class means', 'arcface', _CLASS_MEANS
+  ),
+  'proxies, from class means': row_of(
+    'class means', 'proxy_anchor', _CLASS_MEANS
+  ),
   'two views of an image, no labels': row_of(
     'views',
     'ntxent',
