@@ -15,6 +15,7 @@ from retrieval_jax.training import checkpoint as checkpoint_lib
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import (
   config_checks,
+  dataset_checks,
   evaluation,
   report_queries,
   reporting,
@@ -113,7 +114,7 @@ def evaluate_on(
   )
   _log.info('%s', data.describe(dataset))
   train = _training_images(workdir, config)
-  config_checks.validate_evaluation(
+  dataset_checks.validate_evaluation(
     config, dataset, 0 if train is None else len(train)
   )
   info = checkpoint_lib.read_dataset_info(workdir)

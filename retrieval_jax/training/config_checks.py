@@ -1,8 +1,7 @@
 """Every mistake in a config, found in the first second and said in one line.
 
-`validate` finds what can be found without the data; `validate_dataset` finds
-the rest. Both raise `InputError` with the key, the value, what is allowed and
-the cure.
+`validate` finds what can be found without the data, `dataset_checks` the rest.
+They raise `InputError` with the key, the value, what is allowed and the cure.
 """
 
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from retrieval_jax import data, losses, metrics, models, neighbors
+from retrieval_jax import data, losses, metrics, models
 from retrieval_jax.core.errors import InputError, unknown_name
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import optim, stages
@@ -78,7 +77,7 @@ def _validate_stage(config: ml_collections.ConfigDict, num_devices: int):
   _validate_batch(config, parts, num_devices)
   _validate_augmentation(config, parts, num_devices)
   # Stand-ins for the classes, which are not known without the data.
-  _trace_loss(config, config_lib.Classes(2, np.ones(2, np.int64)))
+  trace_loss(config, config_lib.Classes(2, np.ones(2, np.int64)))
 
 
 def _validate_weights(model: ml_collections.ConfigDict) -> None:
@@ -124,12 +123,6 @@ def _validate_measured_model(config: ml_collections.ConfigDict):
     )
 
 
-def _measured_dim(config: ml_collections.ConfigDict) -> int:
-  """Returns the dimension of what is measured at the end, or a bound of it."""
-  dim = config.eval.pca_whitening.dim if config.eval.whiten else None
-  return config.model.embedding_dim if dim is None else dim
-
-
 def _validate_whitening(config: ml_collections.ConfigDict):
   """Checks the whitening that the model ends with."""
   if not config.eval.whiten:
@@ -167,7 +160,7 @@ def _validate_phases(config: ml_collections.ConfigDict):
     )
 
 
-def _trace_loss(
+def trace_loss(
   config: ml_collections.ConfigDict, classes: config_lib.Classes
 ) -> None:
   """Has the loss look at the shapes of a batch, so that it says what is wrong.
@@ -336,142 +329,4 @@ def _validate_batch(
       f'image a class; allowed are at least 2 for the pair loss '
       f'{pairs[0]!r}: set --config.data.classes_per_batch='
       f'{max(1, batch // 4)}'
-    )
-
-
-def validate_dataset(
-  config: ml_collections.ConfigDict, dataset: data.Dataset
-) -> None:
-  """Raises `InputError` where the config and the data do not fit."""
-  dim = config.eval.pca_whitening.dim if config.eval.whiten else None
-  if dim is not None and dim >= len(dataset.train):
-    raise InputError(
-      f'eval.pca_whitening.dim is {dim}; allowed is less than the '
-      f'{len(dataset.train)} training images that it is fitted on'
-    )
-  classes = config_lib.Classes.of(dataset)
-  has_sets = classes.labels_per_row > 0
-  for part in losses.parse(config_lib.loss_options(config)):
-    weights = part.class_weights
-    if weights is not None and (
-      has_sets or len(weights) != dataset.num_classes
-    ):
-      raise InputError(
-        f'loss.class_weights has {len(weights)} numbers; allowed is one for '
-        f'each of the {dataset.num_classes} classes of {dataset.name}, if its '
-        'images have one class each'
-      )
-    if has_sets and part.row.kind == 'proxy':
-      raise InputError(
-        f'loss.name is {part.name!r}, against one proxy of the class of an '
-        f'image, but the images of {dataset.name} have several labels; '
-        'allowed are losses of pairs, such as multi_label_supcon'
-      )
-  if has_sets:
-    _trace_loss(config, classes)
-  validate_evaluation(config, dataset, len(dataset.train))
-
-
-def validate_evaluation(
-  config: ml_collections.ConfigDict, dataset: data.Dataset, num_train: int
-) -> None:
-  """Raises `InputError` where the evaluation and the data do not fit.
-
-  Args:
-    config: `eval` and how pictures are normalised are read.
-    dataset: whose sets are measured.
-    num_train: images that post-processing may be fitted on.
-  """
-  validate_images(config, dataset.image_shape, dataset.name)
-  _validate_facts(config, dataset)
-  _validate_postprocessing(config, dataset, num_train)
-
-
-def validate_images(
-  config: ml_collections.ConfigDict,
-  image_shape: tuple[int, int, int],
-  name: str,
-) -> None:
-  """Raises `InputError` where the network does not take the images.
-
-  Args:
-    config: `model` and how pictures are normalised are read.
-    image_shape: (H, W, C).
-    name: of the data, for messages.
-  """
-  models.check_images(config.model.name, image_shape)
-  channels = image_shape[-1]
-  for key in ('mean', 'std'):
-    if len(config.data[key]) not in (1, channels):
-      raise InputError(
-        f'data.{key} has {len(config.data[key])} numbers; allowed is 1 or '
-        f'{channels}, the channels of {name}'
-      )
-
-
-def _validate_facts(
-  config: ml_collections.ConfigDict, dataset: data.Dataset
-) -> None:
-  """Raises if the evaluation asks for what the data do not know."""
-  asked = config.eval
-  if asked.same_category_grade > 0 and dataset.class_categories is None:
-    raise InputError(
-      f'eval.same_category_grade is {asked.same_category_grade}, but '
-      f'{dataset.name} does not have one category for each class; allowed is '
-      '0: add a column `category`, or leave it out'
-    )
-  cures = {
-    'category': 'add a column `category`',
-    'sequence': 'add a column `sequence`',
-    'domain': 'set data.domain_column to a column of cameras',
-  }
-  needs = [(f'eval.ignore has {own!r}', f'{own}s', own) for own in asked.ignore]
-  needs += [
-    (f'eval.metrics has {name!r}', 'categories', 'category')
-    for name in asked.metrics
-    if name.startswith('category_macro_')
-  ]
-  for name, group in (dataset.tests | dataset.validations).items():
-    for problem, fact, column in needs:
-      if getattr(group, fact) is None:
-        raise InputError(
-          f'{problem}, but the {name} set of {dataset.name} has no {fact}; '
-          f'allowed are data that have: {cures[column]}, or leave it out'
-        )
-
-
-def _validate_postprocessing(
-  config: ml_collections.ConfigDict, dataset: data.Dataset, num_train: int
-) -> None:
-  """Checks that there are as many images as post-processing asks for."""
-  steps = config_lib.postprocessing(config)
-  if not steps:
-    return
-  if dataset.is_multi_label and neighbors.needs(steps, 'train_labels'):
-    names = [s.name for s in steps if 'train_labels' in s.row.needs]
-    raise InputError(
-      f'eval.postprocessing has {names[0]!r}, which takes one label an image, '
-      f'but the images of {dataset.name} have several: leave it out'
-    )
-  grades = config_lib.grades(config, dataset.class_categories)
-  for group in (*dataset.tests.values(), *dataset.validations.values()):
-    num_gallery = len(group.searched)
-    num_ignored, key = 0, 'eval.list_length'
-    if ignored := config_lib.ignored(config, group):
-      rows = ignored.rows_of_all(
-        group.query.labels, group.searched.labels, grades
-      )
-      num_ignored = rows.shape[1]
-      key += f' with {num_ignored} rows that a query may ignore'
-    neighbors.check_sizes(
-      steps,
-      neighbors.Sizes(
-        found=num_gallery - (group.gallery is None),
-        gallery=num_gallery,
-        train=num_train,
-        dim=_measured_dim(config),
-        list_length=config.eval.list_length + num_ignored,
-      ),
-      section='eval.',
-      list_length_key=key,
     )

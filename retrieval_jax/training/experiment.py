@@ -1,6 +1,7 @@
 """All that is built from a config before the first step."""
 
 import dataclasses
+import functools
 import logging
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from retrieval_jax.training import checkpoint as checkpoint_lib
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import (
   config_checks,
+  dataset_checks,
   optim,
   parameter_groups,
   steps,
@@ -53,7 +55,8 @@ class BuiltStage(NamedTuple):
 
   def empty_state(self) -> state_lib.TrainState:
     """The same with nothing in its arrays, to read a checkpoint into."""
-    return state_lib.empty_state(**self._made_of)
+    init = functools.partial(state_lib.new_state, 0, **self._made_of)
+    return state_lib.empty_state(init)
 
   @property
   def _made_of(self):
@@ -135,7 +138,7 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
   _log.info('%s', data.describe(dataset))
   plans = stages_lib.schedule(config, len(dataset.train))
   with stages_lib.in_words_of(config, len(plans) - 1):
-    config_checks.validate_dataset(config, dataset)
+    dataset_checks.validate_dataset(config, dataset)
   built = []
   for index, plan in enumerate(plans):
     with stages_lib.in_words_of(config, index):
@@ -173,7 +176,7 @@ def _build_stage(
   if index < count - 1:
     preprocessing = train.preprocessing.scaled_to(config.data.image_size)
     train = dataclasses.replace(train, preprocessing=preprocessing)
-    config_checks.validate_images(config, train.image_shape, dataset.name)
+    dataset_checks.validate_images(config, train.image_shape, dataset.name)
   sampler = data.make_sampler(
     train.labels,
     # Not the epochs of the stage before once more.

@@ -23,6 +23,7 @@ from retrieval_jax.core.errors import InputError
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import (
   config_checks,
+  dataset_checks,
   optim,
   program_cost,
   sharding,
@@ -149,7 +150,7 @@ def find_facts(
         f'{error}; without the data, give --num_classes, --num_images, '
         '--config.data.image_size and --config.data.channels'
       ) from error
-    config_checks.validate_dataset(config, dataset)
+    dataset_checks.validate_dataset(config, dataset)
     preprocessing = dataset.preprocessing
     classes = config_lib.Classes.of(dataset)
     num_images = num_images or len(dataset.train)
@@ -317,7 +318,7 @@ def make_plans(
       own = facts.scaled_to(side)
     with stages.in_words_of(config, index):
       shape = own.preprocessing.image_shape
-      config_checks.validate_images(stage.config, shape, config.data.name)
+      dataset_checks.validate_images(stage.config, shape, config.data.name)
       plans.append(
         _plan_stage(stage.config, own, num_devices, budget, stage.num_steps)
       )

@@ -4,6 +4,7 @@ The state lives twice: on the devices, every leaf with a leading device axis as
 `jax.pmap` takes it, and on the host without that axis, as it is checkpointed.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax
@@ -201,25 +202,15 @@ def create_state(
   return jax.device_get(jax.jit(init)(seed))
 
 
-def empty_state(
-  networks: Networks,
-  objective: losses.Objective,
-  optimizer: optax.GradientTransformation,
-  image_shape: tuple[int, int, int],
-  *,
-  averages: bool = False,
-) -> TrainState:
-  """Returns the tree of `create_state` with nothing in its arrays.
+def empty_state(init: Callable[[], TrainState]) -> TrainState:
+  """Returns a state with nothing in its arrays, to read a checkpoint into.
 
-  It is what a checkpoint is read into, and costs neither a compilation nor, for
-  as long as nobody writes to them, the memory of the arrays.
+  It costs neither a compilation nor, for as long as nobody writes to them, the
+  memory of the arrays.
+
+  Args:
+    init: makes one of that structure, such as `new_state`; it is only traced.
   """
-
-  def init():
-    return new_state(
-      0, networks, objective, optimizer, image_shape, averages=averages
-    )
-
   shapes = jax.eval_shape(init)
   return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
 

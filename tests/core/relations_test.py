@@ -7,16 +7,7 @@ import pytest
 
 from retrieval_jax.core import relations
 from retrieval_jax.core.errors import InputError, unknown_name
-
-
-def compiled(function):
-  """Compiles a function whole, which then returns NumPy's arrays.
-
-  Each operation on arrays of JAX would be a program of its own.
-  """
-  run = jax.jit(function)
-  return lambda *args, **kwargs: jax.device_get(run(*args, **kwargs))
-
+from tests.compiling import compiled
 
 pair_masks = compiled(relations.pair_masks)
 relevance = compiled(relations.relevance)

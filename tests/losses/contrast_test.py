@@ -13,6 +13,7 @@ from absl.testing import absltest, parameterized
 from retrieval_jax.core import collectives
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.losses.contrast import LOSSES
+from tests.compiling import compiled
 
 DIM = 4
 LABELS = np.array([0, 1, 2, 0, 1, 4, 0, 2, 1])
@@ -72,15 +73,6 @@ def loss_of(*args, **kwargs):
   return sum(
     collectives.masked_mean(*term) for term in terms(*args, **kwargs).values()
   )
-
-
-def compiled(function):
-  # Each is run once or twice: the time is that of the compiler. What comes out
-  # is NumPy's: each operation on it would be a program of its own.
-  run = jax.jit(
-    function, compiler_options={'xla_backend_optimization_level': 0}
-  )
-  return lambda *args: jax.device_get(run(*args))
 
 
 def run_whole(function, name, x, labels, **more):

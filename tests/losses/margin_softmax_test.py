@@ -10,6 +10,7 @@ from absl.testing import absltest, parameterized
 
 from retrieval_jax.core.class_shards import Shard
 from retrieval_jax.losses.proxy import angles, margin_rows
+from tests.compiling import compiled
 
 LABELS = (0, 1, 2, -1, 3, 0, 4)
 ROWS = tuple(i for i, label in enumerate(LABELS) if label >= 0)
@@ -17,17 +18,6 @@ NUM_CLASSES = 5
 COUNTS = (1.0, 3.0, 40.0, 1.0, 900.0, 1.0, 16.0)
 KEYS = jax.random.split(jax.random.key(7), len(LABELS))
 DRAWS = np.asarray(jax.jit(jax.vmap(jax.random.normal))(KEYS), np.float64)
-
-
-def compiled(function):
-  """Compiles a function whole, which then returns NumPy's arrays.
-
-  Each operation on arrays of JAX would be a program of its own.
-  """
-  run = jax.jit(
-    function, compiler_options={'xla_backend_optimization_level': 0}
-  )
-  return lambda *args: jax.device_get(run(*args))
 
 
 def inputs():

@@ -18,6 +18,7 @@ from retrieval_jax.losses import pair
 from retrieval_jax.losses.mining.triplets import Listed
 from retrieval_jax.losses.pair import sums
 from retrieval_jax.losses.terms import Reducer
+from tests.compiling import compiled
 
 LABELS = np.array([0, 1, 2, 0, 1, 0, 2, 3, 1])
 ROWS, DIM = len(LABELS), 4
@@ -348,17 +349,9 @@ def call(case, x, labels, state=None, params=None):
   return sum(parts), state
 
 
-def quick_jit(function):
-  run = jax.jit(
-    function, compiler_options={'xla_backend_optimization_level': 0}
-  )
-  # Each operation on arrays of JAX would be a program of its own.
-  return lambda *args, **kwargs: jax.device_get(run(*args, **kwargs))
-
-
 @functools.cache
-def compiled(name):
-  return quick_jit(
+def value_and_gradient(name):
+  return compiled(
     jax.value_and_grad(lambda x, labels: call(CASES[name], x, labels)[0])
   )
 
@@ -399,7 +392,7 @@ class LoopsTest(parameterized.TestCase):
   @parameterized.parameters(*CASES)
   def test_value_and_gradient_are_those_of_the_loops(self, name):
     case, x = CASES[name], batch()
-    value, gradient = compiled(name)(x, LABELS)
+    value, gradient = value_and_gradient(name)(x, LABELS)
     expected = loops_value(case, x, LABELS)
     self.assertGreater(abs(expected), 1e-3)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
@@ -412,7 +405,7 @@ class LoopsTest(parameterized.TestCase):
     case, x = CASES[name], batch(1)
     labels = LABELS.copy()
     labels[[1, 6]] = -1
-    value, gradient = compiled(name)(x, labels)
+    value, gradient = value_and_gradient(name)(x, labels)
     np.testing.assert_allclose(value, loops_value(case, x, labels), rtol=1e-5)
     np.testing.assert_array_equal(gradient[np.array([1, 6])], 0)
 
@@ -433,7 +426,7 @@ class MarginTest(absltest.TestCase):
     def loss_fn(betas):
       return call(case, x, LABELS, params={'beta': betas})[0]
 
-    value, gradient = quick_jit(jax.value_and_grad(loss_fn))(betas)
+    value, gradient = compiled(jax.value_and_grad(loss_fn))(betas)
     np.testing.assert_allclose(
       value, loops_value(case, x, LABELS, betas=BETAS), rtol=1e-5
     )
@@ -458,7 +451,7 @@ class MarginTest(absltest.TestCase):
     )
     negatives = np.array([[False, False, True, True]])
     margin = functools.partial(pair.margin, beta=1.0, margin=0.25)
-    terms = quick_jit(margin)(d, positives, negatives, triplets=triplets)
+    terms = compiled(margin)(d, positives, negatives, triplets=triplets)
     values, counts = terms['loss']
     self.assertAlmostEqual(float(values[0]), 2 * 0.5 + 2 * 0.25)
     self.assertEqual(counts[0], 4)
@@ -469,7 +462,7 @@ class MarginTest(absltest.TestCase):
     negatives = np.array([[0, 0, 1, 1], [1, 0, 1, 1]], bool)
     margin = functools.partial(pair.margin, beta=1.0, triplets_per_anchor=5)
     keys = jax.random.split(jax.random.key(0))
-    terms = quick_jit(margin)(d, positives, negatives, row_keys=keys)
+    terms = compiled(margin)(d, positives, negatives, row_keys=keys)
     np.testing.assert_array_equal(terms['loss'][1], [10, 0])
 
   def test_label_sets_have_no_boundary_of_a_class(self):
@@ -488,7 +481,7 @@ class DynamicSoftMarginTest(absltest.TestCase):
   def test_histogram_moves_with_the_batches(self):
     case, x = CASES['dynamic_soft_margin'], batch()
     state = {'histogram': np.float32(PAST)}
-    value, kept = quick_jit(lambda x, s: call(case, x, LABELS, s))(x, state)
+    value, kept = compiled(lambda x, s: call(case, x, LABELS, s))(x, state)
     expected = loops_value(case, x, LABELS, past=PAST)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     matrix = matrix_of(case, x.astype(np.float64))
@@ -498,7 +491,7 @@ class DynamicSoftMarginTest(absltest.TestCase):
   def test_histogram_outlives_a_batch_without_triplets_or_with_nan(self):
     case = CASES['dynamic_soft_margin']
     state = {'histogram': np.float32(PAST)}
-    step = quick_jit(lambda x, y: call(case, x, y, state))
+    step = compiled(lambda x, y: call(case, x, y, state))
     value, kept = step(batch(), np.arange(ROWS))
     self.assertEqual(value, 0)
     np.testing.assert_array_equal(kept['histogram'], state['histogram'])
@@ -509,7 +502,7 @@ class DynamicSoftMarginTest(absltest.TestCase):
   def test_hardest_triplet_there_can_be_is_in_the_last_bin(self):
     x = np.array([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]], np.float32)
     case = CASES['dynamic_soft_margin']
-    step = quick_jit(functools.partial(call, case))
+    step = compiled(functools.partial(call, case))
     value, kept = step(x, np.array([0, 0, 1]))
     # One triplet at 2, and one at 0: the sixth bin.
     np.testing.assert_allclose(kept['histogram'][5], 0.5, atol=1e-6)
@@ -524,7 +517,7 @@ class LiftedStructureTest(absltest.TestCase):
     x, y = random.randn(2, 5, DIM), np.array([0, 1, 0, 2, 1])
     anchors, references = (v.astype(np.float32) for v in x)
     same = y[:, None] == y[None, :]
-    terms = quick_jit(pair.lifted_structure)(anchors, references, same, ~same)
+    terms = compiled(pair.lifted_structure)(anchors, references, same, ~same)
     a, r = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in x)
     d = np.linalg.norm(a[:, None] - r[None, :], axis=2)
     values = []
@@ -542,7 +535,7 @@ class RankedListTest(absltest.TestCase):
     # PML leaves out what is at a distance of exactly 0.
     d = np.float32([[0.0, 0.0]])
     negatives = np.array([[False, True]])
-    loss = quick_jit(pair.ranked_list)
+    loss = compiled(pair.ranked_list)
     values, _ = loss(d, negatives & False, negatives)['loss']
     np.testing.assert_allclose(values, [0.5 * 1.2], rtol=1e-5)
 
@@ -551,7 +544,7 @@ class RankedListTest(absltest.TestCase):
     positives = jnp.array([[False, False, False, True]])
     negatives = jnp.array([[False, True, True, False]])
     hyper = {'negative_temperature': 1e3, 'positive_temperature': 1e3}
-    loss = quick_jit(functools.partial(pair.ranked_list, **hyper))
+    loss = compiled(functools.partial(pair.ranked_list, **hyper))
     values, _ = loss(d, positives, negatives)['loss']
     # Nothing but the nearest negative and the farthest positive is left.
     np.testing.assert_allclose(values, [0.5 * 1.1 + 0.5 * 1.1], rtol=1e-5)
@@ -565,7 +558,7 @@ class SigmoidTest(absltest.TestCase):
     def loss_fn(params):
       return call(case, x, LABELS, params=params)[0]
 
-    value, gradient = quick_jit(jax.value_and_grad(loss_fn))(params)
+    value, gradient = compiled(jax.value_and_grad(loss_fn))(params)
 
     def expected(temperature, bias):
       q = Pairs(matrix_of(case, x.astype(np.float64)), LABELS, None)
@@ -589,20 +582,20 @@ class TupletMarginTest(absltest.TestCase):
     def loss_fn(s):
       return jnp.sum(pair.tuplet_margin(s, positives, negatives)['loss'][0])
 
-    self.assertTrue(np.isfinite(quick_jit(jax.grad(loss_fn))(s)).all())
+    self.assertTrue(np.isfinite(compiled(jax.grad(loss_fn))(s)).all())
 
 
 class BlocksTest(absltest.TestCase):
   def test_blocks_of_anchors_change_nothing(self):
     names = ('lifted_structure', 'intra_pair_variance', 'dynamic_soft_margin')
     x = batch()
-    expected = [compiled(name)(x, LABELS) for name in names]
+    expected = [value_and_gradient(name)(x, LABELS) for name in names]
     for name in ('by_blocks', 'sum_by_blocks'):
       whole = getattr(sums, name)
       setattr(sums, name, functools.partial(whole, size=4))
       self.addCleanup(setattr, sums, name, whole)
 
-    @quick_jit
+    @compiled
     def in_blocks(x):
       return [
         jax.value_and_grad(lambda x, c=CASES[name]: call(c, x, LABELS)[0])(x)
@@ -620,7 +613,7 @@ class MinedTest(absltest.TestCase):
     positives = np.array([[False, True], [False, False], [False, False]])
     labels = np.array([0, 0, -1])
     for loss in (pair.multi_similarity, pair.generalized_lifted_structure):
-      terms = quick_jit(loss)(s, positives, positives & False, labels=labels)
+      terms = compiled(loss)(s, positives, positives & False, labels=labels)
       _, counts = terms['loss']
       np.testing.assert_array_equal(counts, [1, 1, 0])
 

@@ -11,6 +11,7 @@ from absl.testing import absltest, parameterized
 from retrieval_jax.core.class_shards import Shard
 from retrieval_jax.losses.objective import reduce_terms
 from retrieval_jax.losses.proxy.proxy_rows import LOSSES
+from tests.compiling import compiled
 
 LABELS = (0, 1, 2, -1, 0, 2, 0, 2)
 NUM_CLASSES, CENTERS = 4, 2  # No row is of the last class.
@@ -123,15 +124,6 @@ LOOPS = {
   'soft_triple': soft_triple,
   'uniface': uniface,
 }
-
-
-def compiled(function):
-  """Compiles a function whole, which then returns NumPy's arrays.
-
-  Each operation on arrays of JAX would be a program of its own.
-  """
-  run = jax.jit(function)
-  return lambda *args, **kwargs: jax.device_get(run(*args, **kwargs))
 
 
 reduced = compiled(reduce_terms)

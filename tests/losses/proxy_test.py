@@ -14,17 +14,7 @@ from retrieval_jax.losses.proxy import margin_softmax, multiplicative_margin
 from retrieval_jax.losses.proxy.margin_rows import LOSSES
 from retrieval_jax.losses.proxy.norm_margin import adaface, magface
 from retrieval_jax.losses.proxy.varied_margin import elasticface
-
-
-def compiled(function):
-  """Compiles a function whole, which then returns NumPy's arrays.
-
-  Each operation on arrays of JAX would be a program of its own.
-  """
-  run = jax.jit(
-    function, compiler_options={'xla_backend_optimization_level': 0}
-  )
-  return lambda *args, **kwargs: jax.device_get(run(*args, **kwargs))
+from tests.compiling import compiled
 
 
 def call(name, cosines, labels, norms=None, weights=None, **hyper):

@@ -14,6 +14,7 @@ from retrieval_jax.losses import mining
 from retrieval_jax.losses.mining import sampled
 from retrieval_jax.losses.terms import Reducer
 from retrieval_jax.losses.triplet import triplet_margin
+from tests.compiling import compiled
 
 REDUCERS = (
   'mean',
@@ -28,15 +29,6 @@ REDUCERS = (
 )
 COSINE = Distance('cosine')
 RAW = Distance('lp', normalize=False)
-
-
-def compiled(function):
-  """Compiles a function whole, which then returns NumPy's arrays.
-
-  Each operation on arrays of JAX would be a program of its own.
-  """
-  run = jax.jit(function)
-  return lambda *args, **kwargs: jax.device_get(run(*args, **kwargs))
 
 
 def make_pairs(rows, columns, seed=0, positive=0.3):

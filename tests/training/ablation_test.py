@@ -5,7 +5,7 @@ import json
 import pytest
 
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.training import config_checks, loop
+from retrieval_jax.training import config_checks, dataset_checks, loop
 
 pytestmark = pytest.mark.usefixtures('no_drawings')
 
@@ -76,4 +76,4 @@ def test_sizes_are_checked_with_the_data(
     eval__list_length=100 if name == 'k_reciprocal' else 10,
   )
   with pytest.raises(InputError, match=words):
-    config_checks.validate_dataset(config, tiny_dataset)
+    dataset_checks.validate_dataset(config, tiny_dataset)

@@ -8,7 +8,7 @@ import pytest
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.metrics import protocols
 from retrieval_jax.training import config as config_lib
-from retrieval_jax.training import config_checks
+from retrieval_jax.training import config_checks, dataset_checks
 
 CONFIGS = sorted(
   path
@@ -215,7 +215,7 @@ def test_missing_and_unknown_keys_of_own_configs():
 def test_mean_has_to_fit_the_channels(make_config, tiny_dataset):
   config = make_config(data__mean=(0.1, 0.2, 0.3))
   with pytest.raises(InputError, match='data.mean has 3 numbers.* 1 or 1'):
-    config_checks.validate_dataset(config, tiny_dataset)
+    dataset_checks.validate_dataset(config, tiny_dataset)
 
 
 def test_json_round_trip(make_config):
@@ -235,6 +235,6 @@ def test_differing_keys_leave_out_what_may_differ(make_config):
 def test_class_weights_have_to_fit_the_classes(make_config, tiny_dataset):
   config = make_config('cosface', loss__class_weights=(1.0, 2.0))
   with pytest.raises(InputError, match='has 2 numbers; .* each of the 10'):
-    config_checks.validate_dataset(config, tiny_dataset)
+    dataset_checks.validate_dataset(config, tiny_dataset)
   config = make_config('cosface', loss__class_weights=(1.0,) * 10)
-  config_checks.validate_dataset(config, tiny_dataset)
+  dataset_checks.validate_dataset(config, tiny_dataset)

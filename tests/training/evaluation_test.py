@@ -9,7 +9,12 @@ import pytest
 from retrieval_jax import data, metrics, neighbors
 from retrieval_jax.core import relations, tiles
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.training import config_checks, evaluation, results
+from retrieval_jax.training import (
+  config_checks,
+  dataset_checks,
+  evaluation,
+  results,
+)
 from retrieval_jax.training.experiment import make_experiment
 
 _NAMES = ('precision_at_1', 'ndcg', 'category_macro_ndcg', 'macro_ndcg')
@@ -52,7 +57,7 @@ def test_columns_reach_the_metrics(known, make_config):
     eval__ignore=('sequence', 'domain'),
     eval__same_category_grade=0.25,
   )
-  config_checks.validate_dataset(config, known)
+  dataset_checks.validate_dataset(config, known)
   random = np.random.default_rng(0)
   x = random.normal(size=(120, 6)).astype(np.float32)
   readable = np.arange(120) % 11 > 0
@@ -118,7 +123,7 @@ def test_an_experiment_says_what_it_ignored(known, make_config):
 )
 def test_what_the_data_do_not_know(tiny_dataset, make_config, keys, words):
   with pytest.raises(InputError, match=words) as caught:
-    config_checks.validate_dataset(make_config(**keys), tiny_dataset)
+    dataset_checks.validate_dataset(make_config(**keys), tiny_dataset)
   assert '\n' not in str(caught.value)
 
 
@@ -143,7 +148,7 @@ def test_post_processing_ignores_too(known, make_config):
     eval__same_category_grade=0.5,
     **options,
   )
-  config_checks.validate_dataset(config, known)
+  dataset_checks.validate_dataset(config, known)
   x = np.random.default_rng(0).normal(size=(120, 6)).astype(np.float32)
   evaluator = evaluation.Evaluator(config, None, known.class_categories)
   found = _measure(evaluator, known, x, np.ones(120, bool))
@@ -229,4 +234,4 @@ def test_lists_need_room_for_what_is_ignored(known, make_config):
     match=f'eval.list_length with {most} rows that a query may ignore is '
     f'{25 + most}; allowed is at most 30, the truncation',
   ):
-    config_checks.validate_dataset(config, known)
+    dataset_checks.validate_dataset(config, known)
