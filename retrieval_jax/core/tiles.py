@@ -240,7 +240,8 @@ class Tiles:
   def rows_at(self, start: int, num_rows: int) -> jax.Array:
     """Returns a part of the gallery in its order, all of it on each device.
 
-    What a resident tile holds is taken from there.
+    What one device holds is taken from there; to collect it from several
+    costs more than to read it again.
 
     Args:
       start: the place of the first row.
@@ -249,14 +250,11 @@ class Tiles:
     Returns:
       [n, D'] as in `tiles[i]`.
     """
-    which, processes = self.process
-    tile, offset = divmod(start, self.tile_rows)
-    index, owner = divmod(tile, processes)
+    index, offset = divmod(start, self.tile_rows)
     last = index + (offset + num_rows > self.tile_rows)
-    in_tiles = self.resident and owner == which and last < len(self)
-    if in_tiles and (last == index or processes == 1):
-      rows = _part(self._kept[index][0], self._kept[last][0], offset, num_rows)
-      return rows if len(self.devices) == 1 else self.put(rows)
+    on_one = len(self.devices) == 1 and self.process[1] == 1
+    if on_one and self.resident and last < len(self):
+      return _part(self._kept[index][0], self._kept[last][0], offset, num_rows)
     rows = self._read(start, min(start + num_rows, self.num_rows))
     return self.put(_pad(self._prepare(rows), num_rows, 0))
 

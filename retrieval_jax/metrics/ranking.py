@@ -384,7 +384,9 @@ class _Ranking:
     stop = int((classes.first + classes.sizes)[class_].max(initial=0))
     num_rows = gallery.tile_rows // len(gallery.devices)
     for begin in range(start, stop, num_rows):
-      if self._last_members[0] != begin:
+      # Looked at once: other threads put theirs there meanwhile.
+      last = self._last_members
+      if last[0] != begin:
         if self._in_order:
           rows = gallery.rows_at(begin, num_rows)
         else:
@@ -392,8 +394,8 @@ class _Ranking:
           rows, _ = gallery.put_queries(
             self._gallery_rows[members], (), num_rows
           )
-        self._last_members = begin, rows
-      yield self._last_members
+        last = self._last_members = begin, rows
+      yield last
 
   def _compare_group(self, prepared):
     gallery = self._gallery

@@ -5,6 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from absl.testing import absltest, parameterized
 from retrieval_jax import metrics
 from retrieval_jax.core import tiles
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.metrics import definitions, retrieval
+from retrieval_jax.metrics import counting, definitions, ranking, retrieval
 from tests.metrics import loops
 
 _GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
@@ -260,6 +261,22 @@ class SameResultTest(parameterized.TestCase):
       ),
       expected,
     )
+
+  @parameterized.parameters('compare', 'sort')
+  def test_threads_that_overwrite_the_members_that_are_kept(self, counter):
+    embeddings, labels = _clusters(9000, 8, 4)
+    case = embeddings[:40], labels[:40], embeddings, labels
+    settings = {'counter': counter, 'devices': jax.local_devices()[:1]}
+    expected = _evaluate(*case, **settings)
+    overwritten = property(lambda self: (-1, None), lambda self, value: None)
+    with (
+      mock.patch.object(counting, 'SORTED_COLUMNS', 1024),
+      mock.patch.object(
+        ranking._Ranking, '_last_members', overwritten, create=True
+      ),
+    ):
+      found = _evaluate(*case, **settings)
+    self.assert_same(found, expected)
 
   def test_streamed_tiles(self):
     embeddings, labels = _clusters(9000, 32, 4000)
