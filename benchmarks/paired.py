@@ -19,7 +19,8 @@ A benchmark script lists its cases and calls `main`:
 Each side of a case lives in a worker process of its own for as long as the
 case lasts, so that memory, threads and settings are apart; the two take turns,
 so that a change of the machine's load meets both. A worker is pinned to one
-core with one thread (torch on two busy cores stalls at its barriers).
+core with one thread (torch on two busy cores stalls at its barriers), or on a
+quiet machine to several, with `--cores=0,1`.
 
 Extra memory is the peak resident memory of the calls over the resident memory
 after the inputs were built and the step was compiled. A side that fails, or
@@ -49,14 +50,6 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _MIN_TURN_SECONDS = 0.02
 # A first call of that length is not repeated.
 _LONG_SECONDS = 20.0
-_ONE_THREAD = {
-  'JAX_PLATFORMS': 'cpu',
-  'MKL_NUM_THREADS': '1',
-  'OMP_NUM_THREADS': '1',
-  'OPENBLAS_NUM_THREADS': '1',
-  'TF_CPP_MIN_LOG_LEVEL': '3',
-  'XLA_FLAGS': '--xla_cpu_multi_thread_eigen=false',
-}
 _CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time}
 
 
@@ -116,7 +109,7 @@ def measure(
   peer_python: str = sys.executable,
   rounds: int = 7,
   seconds: float = 60.0,
-  core: int | None = None,
+  cores: Sequence[int] | None = None,
   clock: str = 'wall',
   memory: float = 10.0,
 ) -> Measurement:
@@ -128,18 +121,18 @@ def measure(
     peer_python: the interpreter that has the peer.
     rounds: turns of each side; the median counts.
     seconds: no further turn is begun after that long (three at least).
-    core: the core both sides are pinned to; the last one by default.
+    cores: the cores both sides are pinned to, each with as many threads; the
+      last one by default.
     clock: 'wall', or 'cpu' for the processor time of the worker, which other
       programs on the same core do not lengthen.
     memory: GiB that a side may allocate; beyond that it fails.
   """
-  if core is None:
-    core = max(os.sched_getaffinity(0))
+  cores = cores or [max(os.sched_getaffinity(0))]
   makers = [(case.ours, sys.executable)]
   if case.peer is not None:
     makers.append((case.peer, peer_python))
   sides = [
-    _Worker(script, function, case.arguments, python, core, clock, memory)
+    _Worker(script, function, case.arguments, python, cores, clock, memory)
     for function, python in makers
   ]
   try:
@@ -179,7 +172,9 @@ def main(script: str, cases: Sequence[Case], peer: str = 'peer') -> None:
   parser.add_argument('--only', default='', help='cases whose name has this')
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--seconds', type=float, default=60.0, help='per case')
-  parser.add_argument('--core', type=int, default=None)
+  parser.add_argument(
+    '--cores', type=lambda text: [int(core) for core in text.split(',')]
+  )
   parser.add_argument('--clock', choices=sorted(_CLOCKS), default='wall')
   parser.add_argument('--memory', type=float, default=10.0, help='GiB, a side')
   parser.add_argument('--no-peer', action='store_true')
@@ -198,7 +193,7 @@ def main(script: str, cases: Sequence[Case], peer: str = 'peer') -> None:
         peer_python=flags.peer_python,
         rounds=flags.rounds,
         seconds=flags.seconds,
-        core=flags.core,
+        cores=flags.cores,
         clock=flags.clock,
         memory=flags.memory,
       )
@@ -253,12 +248,12 @@ def _table_lines(measurements, peer: str) -> Iterator[str]:
 class _Worker:
   """A process that runs one side of a case when it is asked to."""
 
-  def __init__(self, script, function, arguments, python, core, clock, memory):
+  def __init__(self, script, function, arguments, python, cores, clock, memory):
     request = {
       'script': str(pathlib.Path(script).resolve()),
       'function': function.__name__,
       'arguments': arguments,
-      'core': core,
+      'cores': cores,
       'clock': clock,
       'memory': memory,
     }
@@ -267,7 +262,7 @@ class _Worker:
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
-      env=os.environ | _ONE_THREAD,
+      env=os.environ | _threads(len(cores)),
     )
     self._times = []
     self._calls = 1
@@ -326,8 +321,20 @@ class _Worker:
     return json.loads(line) if line else {'failure': 'fails: ended early'}
 
 
+def _threads(number: int) -> dict[str, str]:
+  """Returns the environment of a worker that has so many threads."""
+  return {
+    'JAX_PLATFORMS': 'cpu',
+    'MKL_NUM_THREADS': f'{number}',
+    'OMP_NUM_THREADS': f'{number}',
+    'OPENBLAS_NUM_THREADS': f'{number}',
+    'TF_CPP_MIN_LOG_LEVEL': '3',
+    'XLA_FLAGS': f'--xla_cpu_multi_thread_eigen={str(number > 1).lower()}',
+  }
+
+
 def _serve(request: dict[str, Any]) -> None:
-  os.sched_setaffinity(0, {request['core']})
+  os.sched_setaffinity(0, request['cores'])
   # Whatever a library prints must not mix with the answers.
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)

@@ -16,7 +16,9 @@ at once.
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,9 @@ from jax.sharding import PartitionSpec as P
 
 from retrieval_jax.core import row_files
 from retrieval_jax.core.errors import InputError
+
+T = TypeVar('T')
+R = TypeVar('R')
 
 MIB = 2**20
 # Wide enough that the matrix product dominates the call, small enough that a
@@ -327,6 +332,28 @@ def blocks(num_rows: int, block_rows: int) -> Iterator[slice]:
   """
   for start in range(0, num_rows, block_rows):
     yield slice(start, min(start + block_rows, num_rows))
+
+
+def map_in_order(
+  function: Callable[[T], R], items: Iterable[T], threads: int
+) -> Iterator[R]:
+  """Maps in threads, in order, with one result a thread waiting at most.
+
+  Example:
+    >>> list(map_in_order(lambda x: 2 * x, [1, 2, 3], threads=2))
+    [2, 4, 6]
+  """
+  if threads == 1:
+    yield from map(function, items)
+    return
+  with futures.ThreadPoolExecutor(threads) as pool:
+    pending = []
+    for item in items:
+      pending.append(pool.submit(function, item))
+      if len(pending) == threads:
+        yield pending.pop(0).result()
+    for future in pending:
+      yield future.result()
 
 
 def power_of_two(number: int, at_least: int = 1) -> int:

@@ -36,8 +36,9 @@ SORTED_COLUMNS = 16384  # At most about so many are sorted at a time.
 # Compared at a time on a CPU (measured with AVX2).
 _CHUNK = 16
 _CHUNK_OF_COLUMNS = 8
+_RANKINGS_AT_ONCE = 16
 _MOST_THRESHOLDS = 64  # Whose counts stay in registers.
-MOST_AHEAD = 3  # Counts that are under way.
+MOST_AHEAD = 1  # Counts that a thread has under way.
 
 
 class Block(NamedTuple):
@@ -96,7 +97,7 @@ def take_own(
 
 
 def count_by_comparison(
-  gallery: tiles.Tiles, blocks: Sequence[Block]
+  gallery: tiles.Tiles, blocks: Sequence[Block], threads: int = 1
 ) -> list[Counts]:
   """Counts for blocks of queries, with each tile put on the devices once.
 
@@ -104,13 +105,36 @@ def count_by_comparison(
     gallery: the tiles.
     blocks: of any sizes. If some are parts of tiles, they are all the rows of
       these tiles, and each pair of these tiles is computed once.
+    threads: how many share the blocks. A thread runs one program at a time, of
+      which on a CPU only the matrix product takes more than one core.
   """
   thresholds = [_thresholds(block.own) for block in blocks]
+  of_columns = _thresholds_of_columns(gallery, blocks, thresholds)
+
+  def count(some):
+    return _count_some(gallery, blocks[some], thresholds[some], of_columns)
+
+  parts = [slice(first, None, threads) for first in range(threads)]
+  counts = [None] * len(blocks)
+  column_counts = {}
+  for some, (found, by_columns) in zip(
+    parts, tiles.map_in_order(count, parts, threads), strict=True
+  ):
+    counts[some] = found
+    for index, of_tile in by_columns.items():
+      column_counts[index] = column_counts.get(index, 0) + np.asarray(of_tile)
+  return [
+    _counts(gallery, *of_block, column_counts)
+    for of_block in zip(blocks, thresholds, counts, strict=True)
+  ]
+
+
+def _count_some(gallery, blocks, thresholds, of_columns):
+  """Returns (the counts of each block, those of the columns of each tile)."""
   counts = gallery.put(
     [np.zeros((len(gallery.devices), *t.shape), np.int32) for t in thresholds],
     P('rows'),
   )
-  of_columns = _thresholds_of_columns(gallery, blocks, thresholds)
   column_counts = gallery.put(
     {index: np.zeros(t.shape, np.int32) for index, t in of_columns.items()},
     P(None, 'rows'),
@@ -139,11 +163,7 @@ def count_by_comparison(
       # Similarities take memory until they are counted.
       while len(ahead) > MOST_AHEAD:
         ahead.popleft().block_until_ready()
-  column_counts = {i: np.asarray(c) for i, c in column_counts.items()}
-  return [
-    _counts(gallery, *of_block, column_counts)
-    for of_block in zip(blocks, thresholds, counts, strict=True)
-  ]
+  return counts, column_counts
 
 
 def _counts(gallery, block, thresholds, counts, column_counts):
@@ -349,6 +369,7 @@ def count_by_sorting(
     queries, the best of each first.
   """
   counts = np.zeros((2, int(num_positives.sum())), np.int64)
+  ends = np.cumsum(num_positives)
   for some in tiles.blocks(len(gallery), tiles_at_once(gallery)):
     parts = [] if own_keys is None else [own_keys]
     for index in range(some.start, some.stop):
@@ -357,12 +378,14 @@ def count_by_sorting(
       parts.append(
         keys(similarities, of_queries, tile_columns, positives=own_keys is None)
       )
-    rankings = np.concatenate(
-      [np.asarray(part)[: len(num_positives)] for part in parts], axis=1
-    )
-    del parts
-    rankings.sort(axis=1)
-    counts += ranks.count_in_order(rankings)[1:]
+    parts = [np.asarray(part) for part in parts]
+    # Few at a time, that what is made of them stays in the cache.
+    for few in tiles.blocks(len(num_positives), _RANKINGS_AT_ONCE):
+      rankings = np.concatenate([part[few] for part in parts], axis=1)
+      rankings.sort(axis=1)
+      first, last = few.start, min(few.stop, len(ends)) - 1
+      of_few = slice(ends[first] - num_positives[first], ends[last])
+      counts[:, of_few] += ranks.count_in_order(rankings)[1:]
   return counts
 
 

@@ -12,7 +12,6 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterator, Sequence
-from concurrent import futures
 
 import jax
 import numpy as np
@@ -267,7 +266,7 @@ class _Ranking:
       )
 
     blocks = list(tiles.blocks(len(queries), block_rows))
-    for picked, counts in _map_in_order(count, blocks, threads):
+    for picked, counts in tiles.map_in_order(count, blocks, threads):
       yield self._ranks(picked, self._of_all_processes(counts))
 
   def _own_keys(self, queries, rows, of_queries, width):
@@ -293,12 +292,14 @@ class _Ranking:
     """Returns (rows of a block, rows of a group) to compare."""
     gallery = self._gallery
     width = _width(int(self._classes.num_positives[queries].max()))
+    threads = self._threads_to_compare()
     # Similarities under way; the ranks.
-    block_bytes = 4 * gallery.tile_rows * (counting.MOST_AHEAD + 1) + 96 * width
+    block_bytes = 4 * gallery.tile_rows * (counting.MOST_AHEAD + 1) * threads
+    block_bytes += 96 * width
     # The query, thresholds and counts of rows and of columns.
     copies = len(gallery.devices)
     group_bytes = 4 * self._query_rows.shape[1] * copies
-    group_bytes += width * (20 * copies + 48)
+    group_bytes += width * (20 * copies + 40 + 8 * threads)
     smallest = tiles.MIN_BLOCK_ROWS * (block_bytes + group_bytes)
     self._check_budget(smallest, width)
     block_rows = gallery.block_rows(
@@ -321,6 +322,13 @@ class _Ranking:
     if self._gallery.devices[0].platform != 'cpu':
       return 1
     return min(len(os.sched_getaffinity(0)), _MAX_THREADS)
+
+  def _threads_to_compare(self):
+    # Several devices run at the same time anyway; tiles that do not stay would
+    # be read by each thread.
+    if len(self._gallery.devices) > 1 or not self._gallery.resident:
+      return 1
+    return self._num_threads()
 
   def _put_queries(self, picked, block_rows):
     """Returns queries [block_rows, D] on the devices."""
@@ -398,8 +406,9 @@ class _Ranking:
       yield last
 
   def _compare_group(self, prepared):
-    gallery = self._gallery
-    counts = counting.count_by_comparison(gallery, [b for _, b in prepared])
+    counts = counting.count_by_comparison(
+      self._gallery, [b for _, b in prepared], self._threads_to_compare()
+    )
     for (picked, which), (above, reached, present) in zip(
       (queries for queries, _ in prepared), counts, strict=True
     ):
@@ -429,18 +438,3 @@ def _width(number: int) -> int:
   """
   power = tiles.power_of_two(number, at_least=4)
   return 3 * power // 4 if power >= 16 and number <= 3 * power // 4 else power
-
-
-def _map_in_order(function, items, threads):
-  """Maps in threads, in order, with one result a thread waiting at most."""
-  if threads == 1:
-    yield from map(function, items)
-    return
-  with futures.ThreadPoolExecutor(threads) as pool:
-    pending = []
-    for item in items:
-      pending.append(pool.submit(function, item))
-      if len(pending) == threads:
-        yield pending.pop(0).result()
-    for future in pending:
-      yield future.result()

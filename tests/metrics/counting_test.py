@@ -96,6 +96,29 @@ def test_counts_of_a_loop(kind, counter, num_devices, monkeypatch):
     assert reached[i].tolist() == expected
 
 
+@pytest.mark.parametrize('threads', [2, 5])
+def test_threads_share_blocks_that_are_parts_of_tiles(threads):
+  random = np.random.default_rng(0)
+  gallery = tiles.Tiles(
+    _case('spread', random, 512),
+    budget=2**20,
+    devices=jax.local_devices()[:1],
+    tile_rows=256,
+  )
+  blocks = []
+  for start in range(0, 512, 128):
+    rows = gallery.rows_at(start, 128)
+    own = np.asarray(ranks.similarities(rows, gallery.rows_at(0, 128)))[:, :5]
+    tile, first = divmod(start, 256)
+    columns = slice(first, first + 128)
+    blocks.append(counting.Block(rows, gallery.put(own), tile, columns))
+  alone = counting.count_by_comparison(gallery, blocks)
+  shared = counting.count_by_comparison(gallery, blocks, threads)
+  for one, other in zip(alone, shared, strict=True):
+    assert one.above.any()
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
 def test_least_similarities_are_the_first_that_round():
   multiples = np.random.default_rng(0).integers(-(2**22), 2**22, 2000)
   multiples = np.append(multiples, [0, 1, -1, 2**22, -(2**22)]).astype(np.int32)
