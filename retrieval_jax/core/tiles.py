@@ -31,8 +31,8 @@ from jax.sharding import PartitionSpec as P
 from retrieval_jax.core import row_files
 from retrieval_jax.core.errors import InputError
 
-T = TypeVar('T')
-R = TypeVar('R')
+_Item = TypeVar('_Item')
+_Result = TypeVar('_Result')
 
 MIB = 2**20
 # Wide enough that the matrix product dominates the call, small enough that a
@@ -245,8 +245,8 @@ class Tiles:
   def rows_at(self, start: int, num_rows: int) -> jax.Array:
     """Returns a part of the gallery in its order, all of it on each device.
 
-    What one device holds is taken from there; to collect it from several
-    costs more than to read it again.
+    What one device holds is taken from there. From several it would have to be
+    collected, for which simulated devices can wait for ever, so it is read.
 
     Args:
       start: the place of the first row.
@@ -335,8 +335,8 @@ def blocks(num_rows: int, block_rows: int) -> Iterator[slice]:
 
 
 def map_in_order(
-  function: Callable[[T], R], items: Iterable[T], threads: int
-) -> Iterator[R]:
+  function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int
+) -> Iterator[_Result]:
   """Maps in threads, in order, with one result a thread waiting at most.
 
   Example:

@@ -33,10 +33,10 @@ from retrieval_jax.core import tiles
 from retrieval_jax.metrics import ranks
 
 SORTED_COLUMNS = 16384  # At most about so many are sorted at a time.
+_SORTED_RANKINGS = 16  # So that what is made of them stays in the cache.
 # Compared at a time on a CPU (measured with AVX2).
 _CHUNK = 16
 _CHUNK_OF_COLUMNS = 8
-_RANKINGS_AT_ONCE = 16
 _MOST_THRESHOLDS = 64  # Whose counts stay in registers.
 MOST_AHEAD = 1  # Counts that a thread has under way.
 
@@ -99,7 +99,7 @@ def take_own(
 def count_by_comparison(
   gallery: tiles.Tiles, blocks: Sequence[Block], threads: int = 1
 ) -> list[Counts]:
-  """Counts for blocks of queries, with each tile put on the devices once.
+  """Counts for blocks of queries; each thread asks for each tile once.
 
   Args:
     gallery: the tiles.
@@ -368,8 +368,8 @@ def count_by_sorting(
     [2, P] int64, `above` and `reached` of `Counts`, of the P positives of all
     queries, the best of each first.
   """
-  counts = np.zeros((2, int(num_positives.sum())), np.int64)
-  ends = np.cumsum(num_positives)
+  edges = np.append(0, np.cumsum(num_positives))
+  counts = np.zeros((2, edges[-1]), np.int64)
   for some in tiles.blocks(len(gallery), tiles_at_once(gallery)):
     parts = [] if own_keys is None else [own_keys]
     for index in range(some.start, some.stop):
@@ -379,12 +379,10 @@ def count_by_sorting(
         keys(similarities, of_queries, tile_columns, positives=own_keys is None)
       )
     parts = [np.asarray(part) for part in parts]
-    # Few at a time, that what is made of them stays in the cache.
-    for few in tiles.blocks(len(num_positives), _RANKINGS_AT_ONCE):
+    for few in tiles.blocks(len(num_positives), _SORTED_RANKINGS):
       rankings = np.concatenate([part[few] for part in parts], axis=1)
       rankings.sort(axis=1)
-      first, last = few.start, min(few.stop, len(ends)) - 1
-      of_few = slice(ends[first] - num_positives[first], ends[last])
+      of_few = slice(edges[few.start], edges[few.stop])
       counts[:, of_few] += ranks.count_in_order(rankings)[1:]
   return counts
 
