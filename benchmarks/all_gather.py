@@ -30,9 +30,7 @@ def make_step(batch_size: int, gather: bool):
   optimizer = optim.make_optimizer(config.optimizer, schedule)
   task = steps.make_task(config, config_lib.Classes(10), (28, 28, 1))
   state = state_lib.replicate(
-    state_lib.create_state(
-      0, task.networks, task.objective, optimizer, (28, 28, 1)
-    )
+    state_lib.create_state(functools.partial(task.new_state, optimizer), 0)
   )
   p_step = jax.pmap(
     functools.partial(

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import optax
 
 from retrieval_jax.training import config as config_lib
-from retrieval_jax.training import state as state_lib
 from retrieval_jax.training import steps
 
 IMAGE_SHAPE = (32, 32, 1)
@@ -32,11 +31,7 @@ def temporary_mib(loss, batch, chunk) -> float:
   classes = config_lib.Classes(number=886)
   task = steps.make_task(config, classes, IMAGE_SHAPE, axis_name=None)
   optimizer = optax.sgd(0.1)
-  state = jax.eval_shape(
-    lambda: state_lib.create_state(
-      0, task.networks, task.objective, optimizer, IMAGE_SHAPE
-    )
-  )
+  state = jax.eval_shape(functools.partial(task.new_state, optimizer), 0)
   step = functools.partial(
     steps.train_step,
     task=task,

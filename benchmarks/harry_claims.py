@@ -220,15 +220,7 @@ def initialize(optimizer, delayed):
   """Returns the compiled seed -> state of step 0, the same for every loss."""
   start = 'head_only' if delayed else 'normal'
   (stage,) = make_experiment(optimizer, start, SIZES[0][0], 0).stages
-  return jax.jit(
-    functools.partial(
-      state.new_state,
-      networks=stage.task.networks,
-      objective=stage.task.objective,
-      optimizer=stage.optimizer,
-      image_shape=stage.task.image_shape,
-    )
-  )
+  return jax.jit(functools.partial(stage.task.new_state, stage.optimizer))
 
 
 @functools.cache

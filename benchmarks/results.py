@@ -37,6 +37,10 @@ SCREEN = dataclasses.replace(TABLE, metrics={}, selection=VALIDATION)
 NUM_QUERIES = 8
 NUM_NEIGHBORS = 6
 GAP = 32
+_MEASURED = {
+  'eval.metrics': tuple(TABLE.metrics),
+  'eval.projector_images': 0,
+}
 # The loss of the recipes.
 LOSS = 'supcon'
 
@@ -45,11 +49,7 @@ def row_of(
   recipe: str, loss: str, overrides: Mapping[str, Any] | None = None
 ) -> Row:
   """Returns a training by a recipe and a loss, of which no more is measured."""
-  measured = {
-    'eval.metrics': tuple(TABLE.metrics),
-    'eval.projector_images': 0,
-  }
-  keys = measured | dict(overrides or {})
+  keys = _MEASURED | dict(overrides or {})
   return Row(f'{recipe}, {loss}', f'{CONFIG}:{loss}', keys)
 
 
@@ -95,12 +95,6 @@ FAMILIES = {
   'ranking': row_of('full', 'smooth_ap'),
   'softmax with a margin': row_of('full', 'arcface', _FAST_HEAD),
   'proxies': row_of('full', 'proxy_anchor', _FAST_HEAD),
-  'softmax with a margin, from class means': row_of(
-    'class means', 'arcface', _CLASS_MEANS
-  ),
-  'proxies, from class means': row_of(
-    'class means', 'proxy_anchor', _CLASS_MEANS
-  ),
   'two views of an image, no labels': row_of(
     'views',
     'ntxent',
@@ -113,6 +107,46 @@ FAMILIES = {
     },
   ),
 }
+# Losses with proxies, by where the proxies start.
+STARTS = {
+  f'`{loss}`, {start}': row_of(recipe, loss, keys)
+  for loss in ('circle_classification', 'arcface', 'cosface', 'proxy_anchor')
+  for start, recipe, keys in (
+    ('at random', 'full', _FAST_HEAD),
+    ('class means', 'class means', _CLASS_MEANS),
+  )
+}
+# Harry, shortened; by what its pretrained network and its proxies start with.
+HARRY = {
+  f'{start}, {statistics}': Row(
+    f'harry, {start}, {statistics}',
+    'configs/harry_small.py',
+    _MEASURED
+    | {
+      'num_train_steps': 300,
+      'eval_every_steps': 1_000_000,
+      'data.validation': None,
+      'data.batch_size': 64,
+      'model.stem_stride': 2,
+      'model.frozen_batch_norm': statistics == 'of ImageNet',
+    }
+    | keys,
+  )
+  for start, keys in (
+    ('head first', {'optimizer.head_only_steps': 50, 'head.init': 'normal'}),
+    (
+      'class means',
+      {'optimizer.head_only_steps': 0, 'head.init': 'class_mean'},
+    ),
+  )
+  for statistics in ('of ImageNet', 'of the batches')
+}
+ROWS = (
+  *RECIPES.values(),
+  *FAMILIES.values(),
+  *STARTS.values(),
+  *HARRY.values(),
+)
 # Peak rate of the backbone, and its part of that of what is new.
 RATES = {1e-3: 1.0, 3e-4: 0.3, 1e-4: 0.1}
 SCREENED = {
@@ -136,7 +170,7 @@ def screen(arguments) -> None:
 
 def run(arguments) -> None:
   """Trains the rows; the frozen features have no seed."""
-  rows = {row.label: row for row in (*RECIPES.values(), *FAMILIES.values())}
+  rows = {row.label: row for row in ROWS}
   if arguments.only:
     rows = {label: rows[label] for label in arguments.only}
   if rows.pop(FROZEN.label, None):
@@ -169,6 +203,7 @@ def write_tables() -> None:
   }
   losses['frozen features'] = FROZEN
   trainings.write(table('loss', losses), 'losses', PAGE)
+  trainings.write(table('loss, proxies start', STARTS), 'starts', PAGE)
   screened = [['rate of the backbone', 'mAP@R of the validation classes']]
   for rate, row in SCREENED.items():
     for found in SCREEN.runs(row.label, SCREENED_DATA):

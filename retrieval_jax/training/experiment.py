@@ -1,7 +1,6 @@
 """All that is built from a config before the first step."""
 
 import dataclasses
-import functools
 import logging
 from typing import NamedTuple
 
@@ -49,24 +48,18 @@ class BuiltStage(NamedTuple):
   schedule: optax.Schedule
   optimizer: optax.GradientTransformation
 
-  def initial_state(self) -> state_lib.TrainState:
-    """The state of step 0, on the host."""
-    return state_lib.create_state(self.plan.config.seed, **self._made_of)
+  def initial_state(self, backbone: bool = True) -> state_lib.TrainState:
+    """The state of step 0, on the host; see `state.create_state`."""
+    return state_lib.create_state(
+      self._new_state, self.plan.config.seed, backbone=backbone
+    )
 
   def empty_state(self) -> state_lib.TrainState:
     """The same with nothing in its arrays, to read a checkpoint into."""
-    init = functools.partial(state_lib.new_state, 0, **self._made_of)
-    return state_lib.empty_state(init)
+    return state_lib.empty_state(self._new_state)
 
-  @property
-  def _made_of(self):
-    return {
-      'networks': self.task.networks,
-      'objective': self.task.objective,
-      'optimizer': self.optimizer,
-      'image_shape': self.task.image_shape,
-      'averages': self.task.ema_decay is not None,
-    }
+  def _new_state(self, seed):
+    return self.task.new_state(self.optimizer, seed)
 
   def starting_from(self, state: state_lib.TrainState) -> state_lib.TrainState:
     """Returns the state that the stage before left, with a new optimizer."""

@@ -189,8 +189,8 @@ def _first_state(
 ) -> state_lib.TrainState:
   """Returns the host state of step 0; see `train_and_evaluate`."""
   first, config = experiment.stages[0], experiment.config
-  state = first.initial_state()
   model = config.model
+  state = first.initial_state(backbone=bool(model.init_from) or weights is None)
   if model.init_from:
     state = initialising.from_run(state, model.init_from, model.name)
   elif weights is not None:

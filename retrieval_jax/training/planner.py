@@ -268,15 +268,7 @@ def _state_on_a_device(
 ) -> state_lib.TrainState:
   """Returns the shapes of the state, of shared leaves those of a part."""
   state = jax.eval_shape(
-    functools.partial(
-      state_lib.new_state,
-      config.seed,
-      task.networks,
-      task.objective,
-      optimizer,
-      task.image_shape,
-      averages=task.ema_decay is not None,
-    )
+    functools.partial(task.new_state, optimizer), config.seed
   )
   classes = state_lib.class_sharding(task.objective)
 

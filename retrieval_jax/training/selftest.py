@@ -152,7 +152,7 @@ def _make_step(config, classes, image_shape, batch, num_devices):
   axis_name = None if num_devices == 1 else state_lib.AXIS
   task = steps.make_task(config, classes, image_shape, axis_name)
   state = state_lib.create_state(
-    config.seed, task.networks, task.objective, _keep_gradient(), image_shape
+    functools.partial(task.new_state, _keep_gradient()), config.seed
   )
   train_step = functools.partial(
     steps.train_step,

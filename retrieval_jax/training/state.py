@@ -182,36 +182,51 @@ def new_state(
 
 
 def create_state(
-  seed: int,
-  networks: Networks,
-  objective: losses.Objective,
-  optimizer: optax.GradientTransformation,
-  image_shape: tuple[int, int, int],
-  *,
-  averages: bool = False,
+  init: Callable[[int], TrainState], seed: int, *, backbone: bool = True
 ) -> TrainState:
-  """Returns `new_state` on the host."""
+  """Returns the state of step 0 on the host.
 
-  def init(seed):
-    return new_state(
-      seed, networks, objective, optimizer, image_shape, averages=averages
+  Args:
+    init: seed -> state, such as `Task.new_state` of an optimizer.
+    seed: of the initial weights.
+    backbone: whether the weights of the backbone are drawn. Where others take
+      their place they can be zeros: to compile what draws those of a deep
+      network takes most of a minute.
+  """
+
+  def drawn(seed):
+    state = init(seed)
+    return (
+      state if backbone else jax.tree.map_with_path(_unless_backbone, state)
     )
 
   # The seed is an argument: a program with the seed in it is another one for
   # each seed, whose numbers the compiler draws, slowly.
-  return jax.device_get(jax.jit(init)(seed))
+  found = jax.device_get(jax.jit(drawn)(seed))
+  return jax.tree.map(
+    lambda shape, leaf: (
+      np.zeros(shape.shape, shape.dtype) if leaf is None else leaf
+    ),
+    jax.eval_shape(init, seed),
+    found,
+  )
 
 
-def empty_state(init: Callable[[], TrainState]) -> TrainState:
+def _unless_backbone(path, leaf):
+  is_in = any(getattr(key, 'key', None) == 'backbone' for key in path)
+  return None if is_in else leaf
+
+
+def empty_state(init: Callable[[int], TrainState]) -> TrainState:
   """Returns a state with nothing in its arrays, to read a checkpoint into.
 
   It costs neither a compilation nor, for as long as nobody writes to them, the
   memory of the arrays.
 
   Args:
-    init: makes one of that structure, such as `new_state`; it is only traced.
+    init: as that of `create_state`; it is only traced.
   """
-  shapes = jax.eval_shape(init)
+  shapes = jax.eval_shape(init, 0)
   return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
 
 

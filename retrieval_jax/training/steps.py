@@ -64,6 +64,19 @@ class Task(NamedTuple):
   ema_decay: float | None = None
   first_step: int = 0
 
+  def new_state(
+    self, optimizer: optax.GradientTransformation, seed: int
+  ) -> TrainState:
+    """Returns the state of step 0, a function of the seed."""
+    return state_lib.new_state(
+      seed,
+      self.networks,
+      self.objective,
+      optimizer,
+      self.image_shape,
+      averages=self.ema_decay is not None,
+    )
+
 
 def make_task(
   config: ml_collections.ConfigDict,

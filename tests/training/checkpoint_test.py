@@ -1,6 +1,7 @@
 """Checkpoints: the latest and the best stay, and damage is named."""
 
 import errno
+import functools
 import os
 import shutil
 
@@ -19,9 +20,7 @@ def state(make_config):
   config = make_config('arcface')
   optimizer = optim.make_optimizer(config.optimizer, lambda step: 0.1)
   task = steps.make_task(config, config_lib.Classes(10), (8, 8, 1), None)
-  return state_lib.create_state(
-    0, task.networks, task.objective, optimizer, (8, 8, 1)
-  )
+  return state_lib.create_state(functools.partial(task.new_state, optimizer), 0)
 
 
 def _at(state, step):

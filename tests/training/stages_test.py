@@ -21,7 +21,6 @@ from retrieval_jax.training import (
   steps,
 )
 from retrieval_jax.training import config as config_lib
-from retrieval_jax.training import state as state_lib
 from retrieval_jax.training.experiment import make_experiment
 
 _SMALL = {'num_train_steps': 4, 'image_size': 8}
@@ -182,15 +181,7 @@ def test_the_first_stage_is_the_program_of_a_run_without_stages(
       'labels': jax.ShapeDtypeStruct((16 // size,), 'int32'),
     }
     state = jax.eval_shape(
-      functools.partial(
-        state_lib.new_state,
-        config.seed,
-        stage.task.networks,
-        stage.task.objective,
-        stage.optimizer,
-        stage.task.image_shape,
-        averages=True,
-      )
+      functools.partial(stage.task.new_state, stage.optimizer), config.seed
     )
     return str(jax.make_jaxpr(step, axis_env=[('batch', size)])(state, batch))
 

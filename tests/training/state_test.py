@@ -1,9 +1,32 @@
-"""States go to the devices and back unchanged."""
+"""States are made from a seed, go to the devices and back unchanged."""
+
 
 import jax
 import numpy as np
 
 from retrieval_jax.training import state as state_lib
+from retrieval_jax.training.experiment import make_experiment
+
+
+def test_only_the_backbone_is_not_drawn(make_config):
+  config = make_config(
+    'arcface', model__normalization='batch', optimizer__ema_decay=0.9
+  )
+  (stage,) = make_experiment(config).stages
+  flat = jax.tree_util.tree_leaves_with_path
+  found = dict(flat(stage.initial_state(backbone=False)))
+  wanted = dict(flat(stage.initial_state()))
+  assert found.keys() == wanted.keys()
+  in_backbone = {
+    path: 'backbone' in jax.tree_util.keystr(path) for path in found
+  }
+  # Parameters, their two moments and averages, statistics and theirs.
+  assert sum(in_backbone.values()) > 6
+  for path, leaf in found.items():
+    assert leaf.dtype == wanted[path].dtype
+    np.testing.assert_array_equal(
+      leaf, np.zeros_like(leaf) if in_backbone[path] else wanted[path]
+    )
 
 
 def test_replicate_and_back():

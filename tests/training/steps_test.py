@@ -38,12 +38,7 @@ def _setup(config, dataset, axis_name):
     config, config_lib.Classes.of(dataset), (8, 8, 1), axis_name
   )
   state = state_lib.create_state(
-    0,
-    task.networks,
-    task.objective,
-    optimizer,
-    (8, 8, 1),
-    averages=task.ema_decay is not None,
+    functools.partial(task.new_state, optimizer), 0
   )
   step = functools.partial(
     steps.train_step,
