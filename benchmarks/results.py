@@ -5,12 +5,13 @@
     PYTHONPATH=. python benchmarks/results.py table
     PYTHONPATH=. python benchmarks/results.py picture
 
-Every row is configs/fine_tuning.py with a few keys changed, asked by classes
-that are never seen in training. `screen` tries rates of learning on a fold of
-the training classes, once each; `run` trains every row with several seeds, or
-with `--only` some of them. Metrics are collected in `results.json`; `table`
-writes them into docs/results.md and `picture` draws the neighbours of some
-queries before and after, from the runs; see `trainings.py`.
+Every row is configs/fine_tuning.py, or configs/harry_small.py, with a few keys
+changed, asked by classes that are never seen in training. `screen` tries rates
+of learning on a fold of the training classes, once each; `run` trains every row
+with several seeds, or with `--only` some of them. Metrics are collected in
+`results.json`; `table` writes them into docs/results.md and docs/harry.md, and
+`picture` draws the neighbours of some queries before and after, from the runs;
+see `trainings.py`.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import trainings
 from trainings import Row
 
 PAGE = trainings.ROOT / 'docs' / 'results.md'
+HARRY_PAGE = trainings.ROOT / 'docs' / 'harry.md'
 PICTURE = trainings.ROOT / 'docs' / 'results.png'
 CONFIG = 'configs/fine_tuning.py'
 DATA = 'glyphs'
@@ -56,20 +58,22 @@ def row_of(
 _STILL = {'optimizer.frozen': ('backbone/.*',)}
 # The embedding is what the pretrained network pools; the proxies, which are not
 # in it, do one step, since a run has to train something.
+_POOLED = _STILL | {
+  'model.neck': 'identity',
+  'model.embedding_dim': 1280,
+  'optimizer.warmup_steps': 0,
+}
 FROZEN = row_of(
-  'frozen',
-  'normalized_softmax',
-  _STILL
-  | {
-    'model.neck': 'identity',
-    'model.embedding_dim': 1280,
-    'num_train_steps': 1,
-    'optimizer.warmup_steps': 0,
-  },
+  'frozen', 'normalized_softmax', _POOLED | {'num_train_steps': 1}
 )
 FULL = row_of('full', LOSS)
 RECIPES = {
   'frozen features': FROZEN,
+  'frozen weights, BatchNorm follows the batches': row_of(
+    'frozen weights',
+    'normalized_softmax',
+    _POOLED | {'model.frozen_batch_norm': False},
+  ),
   'linear probe': row_of('linear probe', LOSS, _STILL),
   'the head for 20 steps, then all (LP-FT)': row_of(
     'head first', LOSS, {'optimizer.head_only_steps': 20}
@@ -109,37 +113,45 @@ FAMILIES = {
 }
 # Losses with proxies, by where the proxies start.
 STARTS = {
-  f'`{loss}`, {start}': row_of(recipe, loss, keys)
+  f'`{loss}` | {start}': row_of(recipe, loss, keys)
   for loss in ('circle_classification', 'arcface', 'cosface', 'proxy_anchor')
   for start, recipe, keys in (
     ('at random', 'full', _FAST_HEAD),
     ('class means', 'class means', _CLASS_MEANS),
   )
 }
-# Harry, shortened; by what its pretrained network and its proxies start with.
+_HEAD_FIRST = {'optimizer.head_only_steps': 50, 'head.init': 'normal'}
+_FROM_MEANS = {'optimizer.head_only_steps': 0, 'head.init': 'class_mean'}
+
+
+def harry(
+  loss: str, start: str, statistics: str, keys: Mapping[str, Any]
+) -> Row:
+  """Returns a short training of Harry on a laptop, of small images."""
+  short = {
+    'num_train_steps': 300,
+    'eval_every_steps': 1_000_000,
+    'data.validation': None,
+    'data.batch_size': 64,
+    'model.stem_stride': 2,
+    'model.frozen_batch_norm': statistics == 'ImageNet',
+  }
+  label = f'harry, {loss}, {start}, {statistics}'
+  return Row(label, f'configs/harry_small.py:{loss}', _MEASURED | short | keys)
+
+
+# By the loss, by what the proxies start from, and by whose statistics BatchNorm
+# has.
 HARRY = {
-  f'{start}, {statistics}': Row(
-    f'harry, {start}, {statistics}',
-    'configs/harry_small.py',
-    _MEASURED
-    | {
-      'num_train_steps': 300,
-      'eval_every_steps': 1_000_000,
-      'data.validation': None,
-      'data.batch_size': 64,
-      'model.stem_stride': 2,
-      'model.frozen_batch_norm': statistics == 'of ImageNet',
-    }
-    | keys,
+  f'{loss} | {start} | {statistics}': harry(loss, start, statistics, keys)
+  for loss, start, statistics, keys in (
+    ('arcface', 'head first', 'ImageNet', _HEAD_FIRST),
+    ('arcface', 'head first', 'batches', _HEAD_FIRST),
+    ('arcface', 'class means', 'ImageNet', _FROM_MEANS),
+    ('arcface', 'class means', 'batches', _FROM_MEANS),
+    ('circle', 'head first', 'ImageNet', _HEAD_FIRST),
+    ('circle', 'class means', 'ImageNet', _FROM_MEANS),
   )
-  for start, keys in (
-    ('head first', {'optimizer.head_only_steps': 50, 'head.init': 'normal'}),
-    (
-      'class means',
-      {'optimizer.head_only_steps': 0, 'head.init': 'class_mean'},
-    ),
-  )
-  for statistics in ('of ImageNet', 'of the batches')
 }
 ROWS = (
   *RECIPES.values(),
@@ -183,14 +195,16 @@ def table(heading: str, rows: Mapping[str, Row]) -> str:
   """Returns the rows that were trained as Markdown, the best mAP@R first.
 
   Args:
-    heading: of the first column.
-    rows: {what the first column says: row}.
+    heading: of the first column, or of several with ' | ' between them.
+    rows: {what these columns say: row}.
   """
   found = {text: TABLE.cells(row.label, DATA) for text, row in rows.items()}
-  measured = [[text, *cells] for text, cells in found.items() if cells]
+  measured = [
+    [*text.split(' | '), *cells] for text, cells in found.items() if cells
+  ]
   measured.sort(key=lambda cells: -float(cells[-1].split()[0]))
   return trainings.markdown(
-    [[heading, 'seeds', *TABLE.metrics.values()], *measured]
+    [[*heading.split(' | '), 'seeds', *TABLE.metrics.values()], *measured]
   )
 
 
@@ -203,7 +217,9 @@ def write_tables() -> None:
   }
   losses['frozen features'] = FROZEN
   trainings.write(table('loss', losses), 'losses', PAGE)
-  trainings.write(table('loss, proxies start', STARTS), 'starts', PAGE)
+  trainings.write(table('loss | proxies', STARTS), 'starts', PAGE)
+  heading = 'loss | proxies | statistics of'
+  trainings.write(table(heading, HARRY), 'harry', HARRY_PAGE)
   screened = [['rate of the backbone', 'mAP@R of the validation classes']]
   for rate, row in SCREENED.items():
     for found in SCREEN.runs(row.label, SCREENED_DATA):

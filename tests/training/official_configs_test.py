@@ -91,8 +91,6 @@ def test_harry_goes_through_its_stages(make_config, tmp_path, caplog, loss):
     stages__0__batch_size=16,
     stages__1__batch_size=8,
     stages__2__batch_size=8,
-    # Another program to compile, which loop_test.py runs.
-    stages__0__head_only_steps=0,
   )
   loop.train_and_evaluate(config, str(tmp_path / 'run'))
   for words in (
@@ -119,7 +117,6 @@ def test_configs_with_weights_of_a_package(make_config, tmp_path, caplog, name):
     data__image_size=32,
     data__batch_size=16,
     num_train_steps=2,
-    optimizer__head_only_steps=0,
     eval__projector_images=0,
   )
   loop.train_and_evaluate(config, str(tmp_path / 'run'))
@@ -139,6 +136,7 @@ _COMPARED = (
   '--config.num_train_steps=6',
   '--config.log_every_steps=1',
   '--config.optimizer.head_only_steps=2',
+  '--config.model.frozen_batch_norm=False',
   '--config.eval.projector_images=0',
 )
 
