@@ -28,8 +28,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   # the same weights.
   config.model.stem_stride = 1
   config.model.last_stage_stride = 1
-  # Characters are no photographs: by their own statistics the pretrained features
-  # are lost at once (docs/results.md).
+  # Characters are no photographs, and by their statistics what is pretrained is
+  # lost at once (docs/results.md).
   config.model.frozen_batch_norm = True
   # Fewer steps than the average of landmarks looks back.
   config.optimizer.ema_decay = 0.99

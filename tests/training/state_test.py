@@ -1,6 +1,5 @@
 """States are made from a seed, go to the devices and back unchanged."""
 
-
 import jax
 import numpy as np
 
