@@ -78,7 +78,7 @@ CASES = [
   _network('resnet18', 112, 16),
   _network('resnet50', 112, 16),
   _network('convnext_tiny', 112, 16),
-  _network('vit_small_patch16_224', 112, 16),
+  _network('vit_small_patch16', 112, 16),
 ]
 
 
