@@ -165,8 +165,7 @@ def make_config(
   config.model.embedding_dim = 128
   config.loss = ml_collections.ConfigDict(ALL[loss])
   config.head.sharded = False
-  if start == 'class_mean':
-    config.head.init = start
+  config.head.init = 'class_mean' if start == 'class_mean' else 'normal'
   if start == 'head_only':
     config.optimizer.head_only_steps = HEAD_ONLY_STEPS
   config.optimizer.name = optimizer

@@ -122,14 +122,17 @@ def _grouped(names: Sequence[str]) -> str:
 
 def from_run(
   first: state.TrainState, source: str, model: str
-) -> state.TrainState:
-  """Returns a state with the parameters of another run.
+) -> tuple[state.TrainState, list[str]]:
+  """Returns a state with the parameters of another run, and what is not of it.
 
   Args:
     first: the state of step 0, on the host; it keeps the leaves that the other
       run has not, or in another shape.
     source: the workdir of the run.
     model: the name of the backbone, for messages.
+
+  Returns:
+    (the state, the names of the parameters that stay as they were).
 
   Raises:
     InputError: not a run, or one that nothing fits of.
@@ -150,4 +153,4 @@ def from_run(
     ', '.join(taken),
     ', '.join(fresh) or 'none',
   )
-  return first.starting_from(params, batch_stats)
+  return first.starting_from(params, batch_stats), fresh

@@ -190,12 +190,14 @@ def _first_state(
   """Returns the host state of step 0; see `train_and_evaluate`."""
   first, config = experiment.stages[0], experiment.config
   model = config.model
-  state = first.initial_state(backbone=bool(model.init_from) or weights is None)
+  state = first.initial_state(backbone=weights is None)
+  proxies_are_new = True
   if model.init_from:
-    state = initialising.from_run(state, model.init_from, model.name)
+    state, fresh = initialising.from_run(state, model.init_from, model.name)
+    proxies_are_new = 'head/proxies' in fresh
   elif weights is not None:
     state = initialising.from_pretrained(state, weights, model.name)
-  if config.head.init == 'class_mean':
+  if proxies_are_new and config.head.init == 'class_mean':
     state = proxy_init.with_class_means(state, config, first.task, first.train)
   return state
 

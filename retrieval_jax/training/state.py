@@ -191,7 +191,7 @@ def create_state(
     seed: of the initial weights.
     backbone: whether the weights of the backbone are drawn. Where others take
       their place they can be zeros: to compile what draws those of a deep
-      network takes most of a minute.
+      network takes half a minute.
   """
 
   def drawn(seed):

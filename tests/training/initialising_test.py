@@ -114,6 +114,32 @@ def test_a_run_starts_from_the_weights_once(
     loop.train_and_evaluate(other, workdir)
 
 
+@pytest.mark.parametrize('dim', [8, 16])
+def test_class_means_are_for_proxies_that_no_run_has_trained(
+  make_config, tmp_path, no_training, dim
+):
+  first, second = str(tmp_path / 'first'), str(tmp_path / 'second')
+  config = make_config('arcface', model__embedding_dim=8)
+  loop.train_and_evaluate(config, first)
+  config = make_config(
+    'arcface',
+    seed=1,
+    model__embedding_dim=dim,
+    model__init_from=first,
+    head__init='class_mean',
+  )
+  loop.train_and_evaluate(config, second)
+  one, two = (
+    checkpoint.restore_params(run)['head']['proxies'] for run in (first, second)
+  )
+  if dim == 8:
+    np.testing.assert_array_equal(one, two)
+    return
+  # Far from what is drawn, whose cosines are near zero.
+  unit = two / np.linalg.norm(two, axis=1, keepdims=True)
+  assert (unit @ unit.T).mean() > 0.5
+
+
 @pytest.mark.parametrize(
   'mean, std, warnings',
   [
