@@ -43,11 +43,15 @@ def others(x, i):
   return [c for j, c in enumerate(x['cosines'][i]) if j != LABELS[i]]
 
 
-def cross_entropy(own_logit, other_logits):
+def cross_entropy(own_logit, other_logits, label_smoothing=0.0):
   logits = [own_logit, *other_logits]
   largest = max(logits)
-  total = sum(math.exp(z - largest) for z in logits)
-  return {'loss': largest + math.log(total) - own_logit}
+  total = largest + math.log(sum(math.exp(z - largest) for z in logits))
+  wanted = [label_smoothing / len(logits)] * len(logits)
+  wanted[0] += 1 - label_smoothing
+  return {
+    'loss': -sum(p * (z - total) for p, z in zip(wanted, logits, strict=True))
+  }
 
 
 def arc(c, m):
@@ -57,14 +61,18 @@ def arc(c, m):
   return c - m * math.sin(m)
 
 
-def arcface(x, f, i, margin_deg=28.6, scale=64.0):
+def arcface(x, f, i, margin_deg=28.6, scale=64.0, **smoothing):
   t = arc(own(x, i), math.radians(margin_deg))
-  return cross_entropy(scale * t, [scale * c for c in others(x, i)])
+  return cross_entropy(
+    scale * t, [scale * c for c in others(x, i)], **smoothing
+  )
 
 
-def cosface(x, f, i, margin=0.35, scale=64.0):
+def cosface(x, f, i, margin=0.35, scale=64.0, **smoothing):
   t = own(x, i) - margin
-  return cross_entropy(scale * t, [scale * c for c in others(x, i)])
+  return cross_entropy(
+    scale * t, [scale * c for c in others(x, i)], **smoothing
+  )
 
 
 def combined_margin(
@@ -101,7 +109,7 @@ def large_margin_softmax(x, f, i, margin=4, scale=1.0):
 
 
 def circle_classification(
-  x, f, i, margin=0.25, scale=256.0, stop_gradient=True
+  x, f, i, margin=0.25, scale=256.0, stop_gradient=True, **smoothing
 ):
   f = f if stop_gradient else x
   own_logit = max(0.0, 1 + margin - own(f, i)) * (own(x, i) - 1 + margin)
@@ -109,15 +117,25 @@ def circle_classification(
   return cross_entropy(
     scale * own_logit,
     [scale * max(0.0, g + margin) * (c - margin) for c, g in pairs],
+    **smoothing,
   )
 
 
 def dynamic_margin(
-  x, f, i, margin_min=0.05, margin_max=0.5, exponent=0.25, scale=64.0
+  x,
+  f,
+  i,
+  margin_min=0.05,
+  margin_max=0.5,
+  exponent=0.25,
+  scale=64.0,
+  **smoothing,
 ):
   m = margin_min + (margin_max - margin_min) * COUNTS[i] ** -exponent
   t = arc(own(x, i), m)
-  return cross_entropy(scale * t, [scale * c for c in others(x, i)])
+  return cross_entropy(
+    scale * t, [scale * c for c in others(x, i)], **smoothing
+  )
 
 
 def elasticface(
@@ -284,6 +302,15 @@ CASES = {
   'sphereface': ('sphereface', {}, sphereface),
   'sphereface_soft': ('sphereface', {'margin': 3, 'scale': 0.05}, sphereface),
   'subcenter_arcface': ('subcenter_arcface', {'scale': 3.0}, arcface),
+} | {
+  f'{name}_smoothed': (name, {'scale': 3.0, 'label_smoothing': 0.3}, loop)
+  for name, loop in (
+    ('arcface', arcface),
+    ('circle_classification', circle_classification),
+    ('cosface', cosface),
+    ('dynamic_margin', dynamic_margin),
+    ('subcenter_arcface', arcface),
+  )
 }
 
 

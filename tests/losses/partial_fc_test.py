@@ -38,7 +38,15 @@ def margin_on_others(cosines, labels, **kwargs):
   return softmax.softmax_terms(9.0 * logits, labels, 9.0 * own, **kwargs)
 
 
-LOSSES = {f.__name__: f for f in (plain_softmax, arcface, margin_on_others)}
+def smoothed(cosines, labels, **kwargs):
+  return softmax.margin_softmax(
+    cosines, labels, lambda c: c - 0.3, 16.0, label_smoothing=0.3, **kwargs
+  )
+
+
+LOSSES = {
+  f.__name__: f for f in (plain_softmax, arcface, margin_on_others, smoothed)
+}
 
 
 def make_batch(num_classes, sub_centers=1, seed=0):
@@ -156,6 +164,8 @@ def unsharded(batch, loss, num_classes, sub_centers=1):
     ('arcface', 10, 3),
     ('arcface', 5, 1),
     ('margin_on_others', 10, 1),
+    ('smoothed', 10, 3),
+    ('smoothed', 5, 1),
   ],
 )
 def test_four_devices_equal_the_unsharded_head(loss, num_classes, sub_centers):

@@ -17,7 +17,7 @@ LABELS = (0, 1, 2, -1, 0, 2, 0, 2)
 NUM_CLASSES, CENTERS = 4, 2  # No row is of the last class.
 BIAS = 1.5
 SOFT = {
-  'normalized_softmax': {'temperature': 0.4},
+  'normalized_softmax': {'temperature': 0.4, 'label_smoothing': 0.3},
   'p2s_grad': {},
   'proxy_anchor': {'margin': 0.2, 'alpha': 3.0},
   'proxy_nca': {'softmax_scale': 2.0},
@@ -50,9 +50,12 @@ def over_rows(row_loss):
 
 
 @over_rows
-def normalized_softmax(c, y, temperature=0.05):
+def normalized_softmax(c, y, temperature=0.05, label_smoothing=0.0):
   total = sum(math.exp(z / temperature) for z in c)
-  return -math.log(math.exp(c[y] / temperature) / total)
+  logs = [math.log(math.exp(z / temperature) / total) for z in c]
+  wanted = [label_smoothing / len(c)] * len(c)
+  wanted[y] += 1 - label_smoothing
+  return -sum(p * z for p, z in zip(wanted, logs, strict=True))
 
 
 @over_rows

@@ -34,7 +34,12 @@ _RADIANS_OR_0 = Number(most=math.pi / 2, closed=True, unit='radians')
 _WHOLE = Number(most=16, least=1, closed=True, integer=True)
 _DECAY = Number(most=0.999999, closed=True)
 
-_ARCFACE = {'margin_deg': Number(most=90.0, unit='degrees'), 'scale': _SCALE}
+_SMOOTHING = Number(most=0.999999, closed=True)
+_ARCFACE = {
+  'margin_deg': Number(most=90.0, unit='degrees'),
+  'scale': _SCALE,
+  'label_smoothing': _SMOOTHING,
+}
 
 LOSSES: dict[str, Loss] = {
   'adacos': Loss(
@@ -66,6 +71,7 @@ LOSSES: dict[str, Loss] = {
       'margin': _COSINE,
       'scale': _SCALE,
       'stop_gradient': FLAG,
+      'label_smoothing': _SMOOTHING,
     },
     needs=('shard',),
   ),
@@ -84,7 +90,11 @@ LOSSES: dict[str, Loss] = {
   'cosface': Loss(
     cosface,
     kind='proxy',
-    hyperparameters={'margin': _COSINE, 'scale': _SCALE},
+    hyperparameters={
+      'margin': _COSINE,
+      'scale': _SCALE,
+      'label_smoothing': _SMOOTHING,
+    },
     needs=('shard',),
   ),
   'curricularface': Loss(
@@ -101,6 +111,7 @@ LOSSES: dict[str, Loss] = {
       'margin_min': _RADIANS_OR_0,
       'margin_max': _RADIANS,
       'exponent': Number(),
+      'label_smoothing': _SMOOTHING,
       'scale': _SCALE,
     },
     needs=('class_counts', 'shard'),

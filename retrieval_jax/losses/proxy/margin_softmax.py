@@ -19,6 +19,7 @@ def arcface(
   *,
   margin_deg: float = 28.6,
   scale: float = 64.0,
+  label_smoothing: float = 0.0,
   weights: jax.Array | None = None,
   reducer: str | Reducer = 'mean',
   shard: Shard | None = None,
@@ -49,6 +50,8 @@ def arcface(
       label of C or above gives NaN.
     margin_deg: m in degrees, in (0, 90].
     scale: s of the paper, above 0.
+    label_smoothing: in [0, 1), the share of the target that is spread over all
+      classes; see `softmax.margin_softmax`.
     weights: [B] float, of the rows; the loss is divided by their sum. None is
       1 for each.
     reducer: over the rows.
@@ -73,6 +76,7 @@ def arcface(
     labels,
     lambda c: angles.add_margin(c, margin),
     scale,
+    label_smoothing=label_smoothing,
     weights=weights,
     reducer=reducer,
     shard=shard,
@@ -85,6 +89,7 @@ def subcenter_arcface(
   *,
   margin_deg: float = 28.6,
   scale: float = 64.0,
+  label_smoothing: float = 0.0,
   weights: jax.Array | None = None,
   reducer: str | Reducer = 'mean',
   shard: Shard | None = None,
@@ -110,6 +115,8 @@ def subcenter_arcface(
     labels: [B] int, the own class; negative marks padding.
     margin_deg: m in degrees, in (0, 90].
     scale: s of the paper, above 0.
+    label_smoothing: in [0, 1), the share of the target that is spread over all
+      classes; see `softmax.margin_softmax`.
     weights: [B] float, of the rows; the loss is divided by their sum.
     reducer: over the rows.
     shard: how the classes are shared out over devices, or None.
@@ -132,6 +139,7 @@ def subcenter_arcface(
     labels,
     margin_deg=margin_deg,
     scale=scale,
+    label_smoothing=label_smoothing,
     weights=weights,
     reducer=reducer,
     shard=shard,
@@ -144,6 +152,7 @@ def cosface(
   *,
   margin: float = 0.35,
   scale: float = 64.0,
+  label_smoothing: float = 0.0,
   weights: jax.Array | None = None,
   reducer: str | Reducer = 'mean',
   shard: Shard | None = None,
@@ -168,6 +177,8 @@ def cosface(
       label of C or above gives NaN.
     margin: m of the paper, in (0, 1].
     scale: s of the paper, above 0.
+    label_smoothing: in [0, 1), the share of the target that is spread over all
+      classes; see `softmax.margin_softmax`.
     weights: [B] float, of the rows; the loss is divided by their sum. None is
       1 for each.
     reducer: over the rows.
@@ -191,6 +202,7 @@ def cosface(
     labels,
     lambda c: c - margin,
     scale,
+    label_smoothing=label_smoothing,
     weights=weights,
     reducer=reducer,
     shard=shard,

@@ -12,6 +12,7 @@ def normalized_softmax(
   labels: jax.Array,
   *,
   temperature: float = 0.05,
+  label_smoothing: float = 0.0,
   weights: jax.Array | None = None,
   reducer: str | Reducer = 'mean',
   shard: Shard | None = None,
@@ -34,6 +35,8 @@ def normalized_softmax(
     labels: [B] int, the own class; negative marks padding, which counts 0. A
       label of C or above gives NaN.
     temperature: sigma of the paper, above 0.
+    label_smoothing: in [0, 1), the share of the target that is spread over all
+      classes; see `softmax.margin_softmax`.
     weights: [B] float, of the rows; the loss is divided by their sum. None is
       1 for each.
     reducer: over the rows.
@@ -59,6 +62,7 @@ def normalized_softmax(
     labels,
     lambda c: c,
     1.0 / temperature,
+    label_smoothing=label_smoothing,
     weights=weights,
     reducer=reducer,
     shard=shard,

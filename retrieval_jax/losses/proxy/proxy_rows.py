@@ -18,7 +18,10 @@ LOSSES: dict[str, Loss] = {
   'normalized_softmax': Loss(
     normalized_softmax,
     kind='proxy',
-    hyperparameters={'temperature': Number()},
+    hyperparameters={
+      'temperature': Number(),
+      'label_smoothing': Number(most=0.999999, closed=True),
+    },
     needs=('shard',),
   ),
   'p2s_grad': Loss(

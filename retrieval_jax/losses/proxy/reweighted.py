@@ -19,6 +19,7 @@ def circle_classification(
   margin: float = 0.25,
   scale: float = 256.0,
   stop_gradient: bool = True,
+  label_smoothing: float = 0.0,
   weights: jax.Array | None = None,
   reducer: str | Reducer = 'mean',
   shard: Shard | None = None,
@@ -46,6 +47,8 @@ def circle_classification(
     margin: m of the paper, in (0, 1].
     scale: gamma of the paper, above 0.
     stop_gradient: whether the weights carry no gradient.
+    label_smoothing: in [0, 1), the share of the target that is spread over all
+      classes; see `softmax.margin_softmax`.
     weights: [B] float, of the rows; the loss is divided by their sum.
     reducer: over the rows.
     shard: how the classes are shared out over devices, or None.
@@ -72,6 +75,7 @@ def circle_classification(
     other_weights * (cosines - margin),
     labels,
     own_weights * (own - (1.0 - margin)),
+    label_smoothing=label_smoothing,
     weights=weights,
     reducer=reducer,
     shard=shard,

@@ -27,6 +27,7 @@ def margin_softmax(
   target: Callable[[jax.Array], jax.Array],
   scale: float | jax.Array,
   *,
+  label_smoothing: float = 0.0,
   weights: jax.Array | None = None,
   reducer: str | Reducer = 'mean',
   shard: Shard | None = None,
@@ -35,12 +36,18 @@ def margin_softmax(
 
     L_i = -log(e^{s t(c_iy)} / (e^{s t(c_iy)} + sum_{j != y} e^{s c_ij}))
 
+  Label smoothing e aims at 1 - e for the own class and at e / C for each of the
+  C classes: L_i + e (z_iy - mean_j z_ij), z being the logits s t(c_iy) and
+  s c_ij.
+
   Args:
     cosines: [B, C] in [-1, 1], any float dtype; the loss is float32.
     labels: [B] int, the own class; negative marks padding, which counts 0. A
       label without a column gives NaN. See `Shard`.
     target: t, [B] -> [B] float32.
     scale: s, a number or a scalar; no gradient flows to it.
+    label_smoothing: e, in [0, 1); where a step looks at a sample of the
+      classes, C are those of the sample.
     weights: [B] float, of the rows, or None.
     reducer: which rows count.
     shard: how the columns are shared out over devices, or None.
@@ -54,10 +61,16 @@ def margin_softmax(
     >>> found = margin_softmax(cosines, labels, lambda c: c - 0.5, 8.0)
     >>> print(*(x.round(4) for x in found['loss']))
     [0.1839 0.    ] [1. 0.]
+
+  References:
+    Szegedy et al., Rethinking the Inception Architecture for Computer Vision,
+    CVPR 2016, section 7 (label smoothing).
   """
   cosines = cosines.astype(jnp.float32)
   own = scale * target(own_cosines(cosines, labels, shard))
-  return _cross_entropy(scale, cosines, labels, own, weights, reducer, shard)
+  return _cross_entropy(
+    scale, cosines, labels, own, label_smoothing, weights, reducer, shard
+  )
 
 
 def softmax_terms(
@@ -65,6 +78,7 @@ def softmax_terms(
   labels: jax.Array,
   own_logits: jax.Array,
   *,
+  label_smoothing: float = 0.0,
   weights: jax.Array | None = None,
   reducer: str | Reducer = 'mean',
   shard: Shard | None = None,
@@ -74,12 +88,13 @@ def softmax_terms(
     L_i = -log(e^{o_i} / (e^{o_i} + sum_{j != y} e^{l_ij}))
 
   It is `margin_softmax` for a loss that changes the logits of other classes
-  too. A logit of -inf leaves the class out.
+  too. A logit of -inf leaves the class out; it does not go with smoothing.
 
   Args:
     logits: l, [B, C], any float dtype; in the own column they are not used.
     labels: [B] int, see `margin_softmax`.
     own_logits: o, [B], equal on all devices.
+    label_smoothing: see `margin_softmax`.
     weights: [B] float, of the rows, or None.
     reducer: which rows count.
     shard: how the columns are shared out over devices, or None.
@@ -95,19 +110,36 @@ def softmax_terms(
   """
   logits = logits.astype(jnp.float32)
   own = own_logits.astype(jnp.float32)
-  return _cross_entropy(1.0, logits, labels, own, weights, reducer, shard)
+  return _cross_entropy(
+    1.0, logits, labels, own, label_smoothing, weights, reducer, shard
+  )
 
 
-def _cross_entropy(scale, columns, labels, own, weights, reducer, shard):
+def _cross_entropy(
+  scale, columns, labels, own, label_smoothing, weights, reducer, shard
+):
   axis_name, present = shard or (None, None)
   scale = lax.stop_gradient(jnp.asarray(scale, jnp.float32))
   total = _logsumexp_with(axis_name, scale, columns, labels, own, present)
   here = (labels >= 0) & (labels < columns.shape[1])
   found = collectives.psum(here.astype(jnp.int32), axis_name) > 0
   values = jnp.where(found, total - own, jnp.nan)
+  if label_smoothing:
+    mean = _mean_logit(axis_name, scale, columns, labels, own, present)
+    values += label_smoothing * (own - mean)
   if weights is not None:
     weights = weights.astype(jnp.float32)
   return terms.row_term(values, labels >= 0, reducer, weights)
+
+
+def _mean_logit(axis_name, scale, columns, labels, own, present):
+  """Returns the mean of own_i and scale columns_ij, j != y_i, [B]."""
+  others = jnp.where(_left_out(columns, labels, present), 0.0, columns)
+  number = columns.shape[1] if present is None else jnp.sum(present)
+  sums, number = collectives.psum(
+    (jnp.sum(others, axis=1), jnp.asarray(number, jnp.float32)), axis_name
+  )
+  return (scale * sums + own) / number
 
 
 # The derivative is written by hand so that all of the gradient is one

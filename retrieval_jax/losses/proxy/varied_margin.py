@@ -20,6 +20,7 @@ def dynamic_margin(
   margin_max: float = 0.5,
   exponent: float = 0.25,
   scale: float = 64.0,
+  label_smoothing: float = 0.0,
   weights: jax.Array | None = None,
   reducer: str | Reducer = 'mean',
   shard: Shard | None = None,
@@ -51,6 +52,8 @@ def dynamic_margin(
       `margin_min`.
     exponent: lambda of the paper, above 0.
     scale: above 0.
+    label_smoothing: in [0, 1), the share of the target that is spread over all
+      classes; see `softmax.margin_softmax`.
     weights: [B] float, of the rows; the loss is divided by their sum.
     reducer: over the rows.
     shard: how the classes are shared out over devices, or None.
@@ -88,6 +91,7 @@ def dynamic_margin(
     labels,
     lambda c: angles.add_margin(c, margins),
     scale,
+    label_smoothing=label_smoothing,
     weights=weights,
     reducer=reducer,
     shard=shard,
