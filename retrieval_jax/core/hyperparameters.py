@@ -91,20 +91,31 @@ FLAG = Choice((False, True))
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
-  """A hyperparameter that is a tuple of numbers; `each` is what one may be."""
+  """A hyperparameter that is a tuple of numbers.
+
+  Attributes:
+    each: what one may be.
+    optional: whether None is allowed too.
+    words: what else is allowed, the name of a rule that gives the numbers.
+  """
 
   each: Number
   optional: bool = False
+  words: tuple[str, ...] = ()
 
   def complaint(self, value: object) -> str | None:
     """Returns what is allowed, if the value is not."""
     if self.optional and value is None:
       return None
+    if isinstance(value, str) and value in self.words:
+      return None
     if isinstance(value, (tuple, list)) and value:
       if all(self.each.complaint(number) is None for number in value):
         return None
+    others = [repr(word) for word in self.words]
+    others += ['None'] if self.optional else []
     allowed = f'a tuple, each {self.each.complaint(None)}'
-    return allowed + (', or None' if self.optional else '')
+    return allowed + ''.join(f', or {other}' for other in others)
 
 
 Hyperparameter = Number | Choice | Numbers

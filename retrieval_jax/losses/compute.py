@@ -103,7 +103,10 @@ def compute(
       ref_embeddings, ref_labels, 'ref_embeddings', 'ref_labels', sets
     )
     _check_width(ref_embeddings, embeddings, 'ref_embeddings')
-  if 'class_counts' in part.row.needs:
+  if (
+    'class_counts' in part.row.needs
+    or part.class_weights == options_lib.INVERSE_LOG
+  ):
     if class_counts is None:
       raise InputError(
         f'loss {name!r} needs class_counts; pass the number of training images '

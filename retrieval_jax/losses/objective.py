@@ -19,7 +19,7 @@ from retrieval_jax.losses import class_terms as class_terms_lib
 from retrieval_jax.losses import memory as memory_lib
 from retrieval_jax.losses import pair_terms as pair_terms_lib
 from retrieval_jax.losses.class_terms import ClassRows
-from retrieval_jax.losses.options import Part
+from retrieval_jax.losses.options import INVERSE_LOG, Part
 from retrieval_jax.losses.pair_terms import Extras, Rows
 from retrieval_jax.losses.regularizers import REGULARIZERS
 from retrieval_jax.losses.terms import Terms
@@ -181,7 +181,7 @@ class Objective:
           if part.row.kind == 'proxy'
           else anchors.labels
         )
-        terms = _weighted(terms, part.class_weights, labels)
+        terms = _weighted(terms, self._class_weights(part), labels)
       if kept is not None:
         next_state[name] = kept
       value, found = reduce_terms(
@@ -202,6 +202,12 @@ class Objective:
         shares[part.label] = value
     scalars |= {f'loss_{name}': share for name, share in shares.items()}
     return Outcome(loss, next_state, scalars)
+
+  def _class_weights(self, part):
+    """Returns the weights [C] of the classes."""
+    if part.class_weights == INVERSE_LOG:
+      return inverse_log_weights(self.class_counts)
+    return part.class_weights
 
   def _is_alike(self, part):
     """Returns whether every device has the same terms, of all rows."""
@@ -335,6 +341,36 @@ class Objective:
 
 def _name(part: Part) -> str:
   return part.label or part.name
+
+
+def inverse_log_weights(class_counts: jax.Array) -> jax.Array:
+  """Returns weights that fall with the images of a class.
+
+    w_c = a / log(1 + n_c),  a such that the mean over all images is 1
+
+  so that on long-tailed data the many classes of few images have more of a say
+  than by their images, and less than by their number.
+
+  Args:
+    class_counts: n, [C], the training images of each class; a class of none has
+      a weight of 0.
+
+  Returns:
+    [C] float32.
+
+  Example:
+    >>> weights = inverse_log_weights(jnp.array([1, 100, 10000]))
+    >>> [f'{weight:.1f}' for weight in weights]
+    ['13.1', '2.0', '1.0']
+
+  References:
+    Jeon, 1st Place Solution to Google Landmark Retrieval 2020, whose code
+    divides by log(n_c).
+  """
+  counts = jnp.asarray(class_counts, jnp.float32)
+  occurs = counts > 0
+  weights = occurs / jnp.log1p(jnp.where(occurs, counts, 1.0))
+  return weights * (jnp.sum(counts) / jnp.sum(weights * counts))
 
 
 def _weighted(terms, class_weights, labels):

@@ -8,7 +8,7 @@ A loss is said by a mapping, the same in a config and at a prompt:
     {..., 'miner': 'multi_similarity'}                         or {'name': ...}
     {..., 'embedding_regularizer': 'lp', 'embedding_reg_weight': 0.1}
     {..., 'weight_regularizer': 'regular_face'}                of the proxies
-    {..., 'class_weights': (1.0, 0.5, 2.0)}                    of the anchors
+    {..., 'class_weights': (1.0, 0.5, 2.0)}    of the anchors, or 'inverse_log'
     {..., 'positives': 'image'}              views of one image, not of a class
 
 and a weighted sum of several by
@@ -38,6 +38,7 @@ from retrieval_jax.losses.rows import Loss, Miner
 from retrieval_jax.losses.terms import REDUCERS, Reducer
 
 WEIGHTED_SUM = 'weighted_sum'
+INVERSE_LOG = 'inverse_log'  # See `objective.inverse_log_weights`.
 
 _REDUCER_OPTIONS = {
   'low': Number(least=-float('inf'), optional=True),
@@ -50,7 +51,9 @@ _DISTANCE_OPTIONS = {
 }
 _COMMON = {
   'weight': Number(),
-  'class_weights': Numbers(Number(closed=True), optional=True),
+  'class_weights': Numbers(
+    Number(closed=True), optional=True, words=(INVERSE_LOG,)
+  ),
   'positives': Choice(('class', 'image')),
   'embedding_reg_weight': Number(),
   'weight_reg_weight': Number(),
@@ -98,7 +101,7 @@ class Part:
     distance: what a pair loss compares by.
     miner: of pairs or triplets.
     positives: 'class' or 'image'.
-    class_weights: of the anchors, by their class.
+    class_weights: of the anchors, by their class; or a rule for them.
     embedding_regularizer: added to the loss.
     weight_regularizer: of the proxies, added to the loss.
     centers: proxies of a class, of a proxy loss.
@@ -113,7 +116,7 @@ class Part:
   distance: Distance | None
   miner: Mining | None
   positives: str
-  class_weights: tuple[float, ...] | None
+  class_weights: tuple[float, ...] | str | None
   embedding_regularizer: Regularizer | None
   weight_regularizer: Regularizer | None
   centers: int
@@ -220,7 +223,7 @@ def _part(label, options, prefix) -> Part:
     ),
     miner=_miner(named['miner'], name, row, f'{prefix}.miner'),
     positives=common.get('positives', 'class'),
-    class_weights=None if weights is None else tuple(weights),
+    class_weights=tuple(weights) if isinstance(weights, list) else weights,
     embedding_regularizer=regularizers['embedding'],
     weight_regularizer=regularizers['weight'],
     centers=centers,

@@ -25,7 +25,12 @@ def validate_dataset(
   has_sets = classes.labels_per_row > 0
   for part in losses.parse(config_lib.loss_options(config)):
     weights = part.class_weights
-    if weights is not None and (
+    if has_sets and isinstance(weights, str):
+      raise InputError(
+        f'loss.class_weights is {weights!r}; allowed is None, since the images '
+        f'of {dataset.name} have several labels: leave it out'
+      )
+    if isinstance(weights, tuple) and (
       has_sets or len(weights) != dataset.num_classes
     ):
       raise InputError(

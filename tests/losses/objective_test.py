@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from unittest import mock
 
 import jax
@@ -11,6 +12,7 @@ from absl.testing import absltest, parameterized
 
 from retrieval_jax import losses
 from retrieval_jax.core import collectives
+from retrieval_jax.core.errors import InputError
 from retrieval_jax.losses import pair_terms as pair_terms_lib
 
 RNG = np.random.default_rng(0)
@@ -83,6 +85,32 @@ class SumTest(parameterized.TestCase):
       [w * v for w, v in zip(np.take(weights, Y), each, strict=True)]
     )
     np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+  def test_weights_of_classes_by_their_images(self):
+    counts = np.array([1.0, 3.0, 0.0, 12.0])
+    named = compute(
+      'cosface',
+      X,
+      Y,
+      proxies=PROXIES,
+      class_weights='inverse_log',
+      class_counts=counts,
+    )
+    weights = [1 / math.log(2), 1 / math.log(4), 0.0, 1 / math.log(13)]
+    mean = sum(w * n for w, n in zip(weights, counts, strict=True)) / 16
+    by_hand = compute(
+      'cosface',
+      X,
+      Y,
+      proxies=PROXIES,
+      class_weights=tuple(w / mean for w in weights),
+    )
+    np.testing.assert_allclose(named, by_hand, rtol=1e-5)
+    self.assertGreater(by_hand, 0.0)
+    with self.assertRaisesRegex(InputError, 'needs class_counts'):
+      losses.compute(
+        'cosface', X, Y, proxies=PROXIES, class_weights='inverse_log'
+      )
 
   def test_reducers_by_hand(self):
     # Rows of 2, 1 and 0 pairs above zero.

@@ -46,6 +46,7 @@ class MistakesTest(parameterized.TestCase):
     ('circle', {'positives': 'view'}, 'loss.positives is .*class, image'),
     ('circle', {'class_weights': ()}, 'loss.class_weights is'),
     ('circle', {'class_weights': (1, -1)}, 'loss.class_weights is'),
+    ('circle', {'class_weights': 'log'}, "or 'inverse_log', or None"),
     (
       'circle',
       {'embedding_regularizer': 'l2'},

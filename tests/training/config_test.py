@@ -236,5 +236,6 @@ def test_class_weights_have_to_fit_the_classes(make_config, tiny_dataset):
   config = make_config('cosface', loss__class_weights=(1.0, 2.0))
   with pytest.raises(InputError, match='has 2 numbers; .* each of the 10'):
     dataset_checks.validate_dataset(config, tiny_dataset)
-  config = make_config('cosface', loss__class_weights=(1.0,) * 10)
-  dataset_checks.validate_dataset(config, tiny_dataset)
+  for weights in ((1.0,) * 10, 'inverse_log'):
+    config = make_config('cosface', loss__class_weights=weights)
+    dataset_checks.validate_dataset(config, tiny_dataset)
