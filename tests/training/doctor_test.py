@@ -77,8 +77,8 @@ def test_a_picture_that_becomes_nan(make_config, tmp_path, monkeypatch):
 def test_the_layer_that_overflows_is_named(make_config, tmp_path, monkeypatch):
   make = BuiltStage.initial_state
 
-  def huge(self):
-    state = make(self)
+  def huge(self, **options):
+    state = make(self, **options)
     weights = state.params['embedder']['projection']
     weights['kernel'] = np.full_like(weights['kernel'], 3e38)
     return state
