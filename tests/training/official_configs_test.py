@@ -117,6 +117,7 @@ def test_configs_with_weights_of_a_package(make_config, tmp_path, caplog, name):
     data__image_size=32,
     data__batch_size=16,
     num_train_steps=2,
+    head__init_images=1,
     eval__projector_images=0,
   )
   loop.train_and_evaluate(config, str(tmp_path / 'run'))
@@ -137,6 +138,7 @@ _COMPARED = (
   '--config.log_every_steps=1',
   '--config.optimizer.head_only_steps=2',
   '--config.model.frozen_batch_norm=False',
+  '--config.head.init=normal',
   '--config.eval.projector_images=0',
 )
 
