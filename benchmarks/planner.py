@@ -37,13 +37,14 @@ class Case(NamedTuple):
   num_classes: int = 1000
 
 
-def _network(name, side, batch, **overrides):
-  overrides = {'model.name': name} | {
-    f'model.{key}': value for key, value in overrides.items()
-  }
-  text = f'`{name}`, {side} pixels, batch {batch}'
-  config = 'configs/arcface.py'
-  return Case(text, config, batch, (side, side, 3), overrides)
+def _network(name, side, batch):
+  return Case(
+    f'`{name}`, {side} pixels, batch {batch}',
+    'configs/arcface.py',
+    batch,
+    (side, side, 3),
+    {'model.name': name},
+  )
 
 
 CASES = [
