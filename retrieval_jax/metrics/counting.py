@@ -370,20 +370,31 @@ def count_by_sorting(
   """
   edges = np.append(0, np.cumsum(num_positives))
   counts = np.zeros((2, edges[-1]), np.int64)
+  width = gallery.tile_rows
+  own_width = 0 if own_keys is None else own_keys.shape[1]
   for some in tiles.blocks(len(gallery), tiles_at_once(gallery)):
-    parts = [] if own_keys is None else [own_keys]
-    for index in range(some.start, some.stop):
+    rankings = np.empty(
+      (len(num_positives), own_width + width * (some.stop - some.start)),
+      np.int32,
+    )
+    if own_keys is not None:
+      rankings[:, :own_width] = own_keys
+    for i, index in enumerate(range(some.start, some.stop)):
       tile_rows, tile_columns = gallery[index]
-      similarities = ranks.similarities(rows, tile_rows)
-      parts.append(
-        keys(similarities, of_queries, tile_columns, positives=own_keys is None)
+      found = keys(
+        ranks.similarities(rows, tile_rows),
+        of_queries,
+        tile_columns,
+        positives=own_keys is None,
       )
-    parts = [np.asarray(part) for part in parts]
-    for few in tiles.blocks(len(num_positives), _SORTED_RANKINGS):
-      rankings = np.concatenate([part[few] for part in parts], axis=1)
-      rankings.sort(axis=1)
+      begin = own_width + i * width
+      rankings[:, begin : begin + width] = np.asarray(found)[: len(rankings)]
+    for few in tiles.blocks(len(rankings), _SORTED_RANKINGS):
+      rankings[few].sort(axis=1)
       of_few = slice(edges[few.start], edges[few.stop])
-      counts[:, of_few] += ranks.count_in_order(rankings)[1:]
+      _, *found = ranks.count_in_order(rankings[few])
+      for count, more in zip(counts[:, of_few], found, strict=True):
+        count += more
   return counts
 
 

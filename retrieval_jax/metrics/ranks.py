@@ -110,7 +110,8 @@ def count_in_order(
     [[2], [1, 1], [2, 2]]
   """
   flat, width = keys.reshape(-1), keys.shape[1]
-  places = np.flatnonzero((flat & 1) == 0)
+  # The lowest byte says it too, in a quarter of the memory.
+  places = np.flatnonzero(flat.astype(np.int8) & 1 == 0)
   edges = np.searchsorted(places, width * np.arange(len(keys) + 1))
   num_positives = np.diff(edges)
   above = places - np.arange(len(places))
@@ -120,13 +121,18 @@ def count_in_order(
   own = flat[places]
   last = np.flatnonzero(flat.take(places + 1, mode='clip') == own + 1)
   own, place = own[last], places[last]
-  row_begins = place - place % width
+  begins = place - place % width
+  ends = begins + width
+  # Most ties are small.
+  near, far = np.maximum(place - 4, begins), np.minimum(place + 4, ends)
+  begins = np.where(flat[near] < own, near, begins)
+  ends = np.where(flat.take(far, mode='clip') > own + 1, far, ends)
   first, after = np.split(
     _first_that_reach(
       flat,
       np.concatenate([own, own + 2]),
-      np.concatenate([row_begins, place]),
-      np.concatenate([place, row_begins + width]),
+      np.concatenate([begins, place]),
+      np.concatenate([place, ends]),
     ),
     2,
   )
