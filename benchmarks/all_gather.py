@@ -17,7 +17,7 @@ import numpy as np
 
 from retrieval_jax.core import collectives
 from retrieval_jax.training import config as config_lib
-from retrieval_jax.training import optim, steps
+from retrieval_jax.training import optim, steps, tasks
 from retrieval_jax.training import state as state_lib
 
 DEVICES, ROUNDS = 2, 30
@@ -28,7 +28,7 @@ def make_step(batch_size: int, gather: bool):
   config = config_lib.load('configs/circle.py')
   schedule = optim.make_schedule(config.optimizer, 1000)
   optimizer = optim.make_optimizer(config.optimizer, schedule)
-  task = steps.make_task(config, config_lib.Classes(10), (28, 28, 1))
+  task = tasks.make_task(config, config_lib.Classes(10), (28, 28, 1))
   state = state_lib.replicate(
     state_lib.create_state(functools.partial(task.new_state, optimizer), 0)
   )

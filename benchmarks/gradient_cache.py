@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from retrieval_jax.training import config as config_lib
-from retrieval_jax.training import steps
+from retrieval_jax.training import steps, tasks
 
 IMAGE_SHAPE = (32, 32, 1)
 CASES = ((256, None), (4096, None), (4096, 256))
@@ -29,7 +29,7 @@ def temporary_mib(loss, batch, chunk) -> float:
   config.data.batch_size = batch
   config.gradient_cache.chunk_size = chunk
   classes = config_lib.Classes(number=886)
-  task = steps.make_task(config, classes, IMAGE_SHAPE, axis_name=None)
+  task = tasks.make_task(config, classes, IMAGE_SHAPE, axis_name=None)
   optimizer = optax.sgd(0.1)
   state = jax.eval_shape(functools.partial(task.new_state, optimizer), 0)
   step = functools.partial(

@@ -93,7 +93,13 @@ def measure(case: Case, num_devices: int) -> dict[str, float]:
   import numpy as np
 
   from retrieval_jax.training import config as config_lib
-  from retrieval_jax.training import config_checks, devices, optim, planner
+  from retrieval_jax.training import (
+    config_checks,
+    devices,
+    optim,
+    planner,
+    tasks,
+  )
   from retrieval_jax.training import state as state_lib
   from retrieval_jax.training import steps as steps_lib
   from retrieval_jax.training.experiment import make_optimizer
@@ -113,7 +119,7 @@ def measure(case: Case, num_devices: int) -> dict[str, float]:
 
   schedule = optim.make_schedule(config.optimizer, 1000)
   optimizer = make_optimizer(config, schedule)
-  task = steps_lib.make_task(config, facts.classes, case.image_shape)
+  task = tasks.make_task(config, facts.classes, case.image_shape)
   state = state_lib.create_state(
     functools.partial(task.new_state, optimizer), 0, backbone=False
   )

@@ -25,7 +25,7 @@ import numpy as np
 
 from retrieval_jax import data, metrics, neighbors
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.training import ablation, checkpoint, steps
+from retrieval_jax.training import ablation, checkpoint, steps, tasks
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training.views import Views
 
@@ -60,7 +60,7 @@ def embedder(workdir, views):
   config = checkpoint.read_config(workdir)
   info = checkpoint.read_dataset_info(workdir)
   variables = checkpoint.restore_variables(workdir)
-  task = steps.make_task(
+  task = tasks.make_task(
     config,
     config_lib.Classes(info['num_classes']),
     data.load_dataset(**config_lib.dataset_options(config)).image_shape,

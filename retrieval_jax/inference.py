@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from retrieval_jax import neighbors
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.data import preprocessing
-from retrieval_jax.training import checkpoint, steps, whitening
+from retrieval_jax.training import checkpoint, steps, tasks, whitening
 from retrieval_jax.training import config as config_lib
 
 # That an exported program may be for, by JAX's names.
@@ -52,7 +52,7 @@ class RetrievalModel:
     self.preprocessing = preprocessing.Preprocessing.from_dict(
       info['preprocessing']
     )
-    task = steps.make_task(
+    task = tasks.make_task(
       self.config,
       config_lib.Classes(info['num_classes']),
       self.preprocessing.image_shape,

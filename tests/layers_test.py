@@ -26,6 +26,7 @@ FLOORS = {
   'training.proxy_init': 3,
   'training.report': 3,
   'training.results': 3,
+  'training.step_inputs': 3,
   'training.steps': 3,
   'training.benchmarking': 4,
   'training.calibrating': 4,

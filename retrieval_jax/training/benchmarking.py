@@ -23,6 +23,7 @@ from retrieval_jax.training import (
   stages,
   state,
   steps,
+  tasks,
   whitening,
 )
 
@@ -118,7 +119,7 @@ def evaluate_on(
     config, dataset, 0 if train is None else len(train)
   )
   info = checkpoint_lib.read_dataset_info(workdir)
-  task = steps.make_task(
+  task = tasks.make_task(
     config, config_lib.Classes(info['num_classes']), dataset.image_shape
   )
   steps.check_views(task)
@@ -192,7 +193,7 @@ def _training_images(
 
 
 def _check_shapes(
-  task: steps.Task, variables: Mapping[str, Any], workdir: str
+  task: tasks.Task, variables: Mapping[str, Any], workdir: str
 ) -> None:
   """Raises `InputError` if the model does not take images of this size."""
   shape = task.image_shape

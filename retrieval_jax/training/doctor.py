@@ -19,7 +19,7 @@ import numpy as np
 
 from retrieval_jax import losses
 from retrieval_jax.core import arrays, files, relations
-from retrieval_jax.training import steps
+from retrieval_jax.training import step_inputs, tasks
 from retrieval_jax.training.state import TrainState
 
 FOLDER = 'divergence'
@@ -60,7 +60,7 @@ def diagnose(
   rows: np.ndarray,
   describe: Callable[[int], str],
   *,
-  task: steps.Task,
+  task: tasks.Task,
   loss_options: Mapping[str, Any],
   learning_rate: float,
 ) -> Diagnosis:
@@ -78,7 +78,7 @@ def diagnose(
   step = int(state.step)
   # A piece is compiled whole: operation by operation takes far longer.
   images, targets, dropout_key, loss_key = jax.jit(
-    lambda batch: steps.network_inputs(batch, step, task, axis_name=None)
+    lambda batch: step_inputs.network_inputs(batch, step, task, axis_name=None)
   )(dict(batch))
   rows = np.tile(rows, task.objective.num_views)
   labels = np.asarray(targets.labels)

@@ -14,7 +14,7 @@ from retrieval_jax.core import collectives, relations
 from retrieval_jax.metrics import protocols
 from retrieval_jax.training import ablation as ablation_lib
 from retrieval_jax.training import config as config_lib
-from retrieval_jax.training import embedding, steps
+from retrieval_jax.training import embedding, steps, tasks
 from retrieval_jax.training import state as state_lib
 
 
@@ -63,7 +63,7 @@ class Evaluator:
   def __init__(
     self,
     config: ml_collections.ConfigDict,
-    task: steps.Task,
+    task: tasks.Task,
     class_categories: np.ndarray | None = None,
   ):
     """Compiles nothing yet.

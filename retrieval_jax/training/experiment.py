@@ -19,6 +19,7 @@ from retrieval_jax.training import (
   optim,
   parameter_groups,
   steps,
+  tasks,
 )
 from retrieval_jax.training import evaluation as evaluation_lib
 from retrieval_jax.training import stages as stages_lib
@@ -44,7 +45,7 @@ class BuiltStage(NamedTuple):
   plan: stages_lib.Stage
   train: data.Source
   load_batch: data.TrainLoader
-  task: steps.Task
+  task: tasks.Task
   schedule: optax.Schedule
   optimizer: optax.GradientTransformation
 
@@ -197,7 +198,7 @@ def _build_stage(
     ),
   )
   first, classes = plan.first_step, config_lib.Classes.of(dataset)
-  task = steps.make_task(config, classes, train.image_shape, first_step=first)
+  task = tasks.make_task(config, classes, train.image_shape, first_step=first)
   schedule = optim.make_schedule(config.optimizer, plan.num_steps)
   return BuiltStage(
     plan=plan,

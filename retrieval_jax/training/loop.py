@@ -27,6 +27,7 @@ from retrieval_jax.training import (
   reporting,
   results,
   steps,
+  tasks,
 )
 from retrieval_jax.training import evaluation as evaluation_lib
 from retrieval_jax.training import state as state_lib
@@ -138,7 +139,7 @@ def _diagnosed(
     stage.load_batch(step),
     stage.load_batch.rows(step),
     stage.train.describe,
-    task=steps.make_task(
+    task=tasks.make_task(
       config, classes, stage.task.image_shape, axis_name=None
     ),
     loss_options=config_lib.loss_options(config),

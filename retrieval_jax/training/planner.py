@@ -29,6 +29,7 @@ from retrieval_jax.training import (
   sharding,
   stages,
   steps,
+  tasks,
 )
 from retrieval_jax.training import state as state_lib
 from retrieval_jax.training.experiment import make_optimizer
@@ -189,7 +190,7 @@ def measure(
     The cost of the program that GPUs run.
   """
   axis = state_lib.AXIS
-  task = steps.make_task(
+  task = tasks.make_task(
     config, facts.classes, facts.preprocessing.image_shape, axis
   )
   chunk = config.gradient_cache.chunk_size
@@ -262,7 +263,7 @@ def _batch_shapes(task, facts, num_rows):
 
 def _state_on_a_device(
   config: ml_collections.ConfigDict,
-  task: steps.Task,
+  task: tasks.Task,
   optimizer: optax.GradientTransformation,
   num_devices: int,
 ) -> state_lib.TrainState:

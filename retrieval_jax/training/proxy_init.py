@@ -12,7 +12,7 @@ from flax import linen as nn
 from retrieval_jax import data
 from retrieval_jax.training import evaluation as evaluation_lib
 from retrieval_jax.training import state as state_lib
-from retrieval_jax.training import steps
+from retrieval_jax.training import tasks
 from retrieval_jax.training.views import Views
 
 _log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 def with_class_means(
   state: state_lib.TrainState,
   config: ml_collections.ConfigDict,
-  task: steps.Task,
+  task: tasks.Task,
   train: data.Source,
 ) -> state_lib.TrainState:
   """Returns the state with proxies that are means of embeddings.

@@ -18,7 +18,7 @@ from retrieval_jax import losses
 from retrieval_jax.core import relations
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import state as state_lib
-from retrieval_jax.training import steps
+from retrieval_jax.training import steps, tasks
 from retrieval_jax.training.experiment import BuiltStage, make_experiment
 
 # What rounding may do, relative to the largest entry, by what is computed in.
@@ -150,7 +150,7 @@ def difference(tree: Any, expected: Any) -> float:
 def _make_step(config, classes, image_shape, batch, num_devices):
   """Returns (state -> what a step finds, on the host; the state to begin)."""
   axis_name = None if num_devices == 1 else state_lib.AXIS
-  task = steps.make_task(config, classes, image_shape, axis_name)
+  task = tasks.make_task(config, classes, image_shape, axis_name)
   state = state_lib.create_state(
     functools.partial(task.new_state, _keep_gradient()), config.seed
   )

@@ -6,109 +6,30 @@ of its axis, on the same global batch to the same result.
 
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
-from retrieval_jax import losses, models
+from retrieval_jax import losses
 from retrieval_jax.core import arrays, collectives
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.data import augmentation as augmentation_lib
 from retrieval_jax.data import transforms
-from retrieval_jax.training import config as config_lib
-from retrieval_jax.training import parameter_groups, sharding, whitening
+from retrieval_jax.training import (
+  parameter_groups,
+  sharding,
+  step_inputs,
+  whitening,
+)
 from retrieval_jax.training import state as state_lib
 from retrieval_jax.training import views as views_lib
-from retrieval_jax.training.config import Classes
-from retrieval_jax.training.state import Networks, TrainState
+from retrieval_jax.training.state import TrainState
+from retrieval_jax.training.tasks import Task
 from retrieval_jax.training.views import Views
 
 Scalars = dict[str, jax.Array]
-
-
-class Task(NamedTuple):
-  """What is trained, without its weights.
-
-  Attributes:
-    networks: the modules.
-    objective: the loss.
-    mean: of the pixels in [0, 1], one number or one a channel.
-    std: likewise.
-    seed: of what is random in a step.
-    image_shape: (H, W, C) that the network sees.
-    augmentation: what is done to the images of a training step.
-    views: how an image is seen when it is embedded.
-    chunk_size: rows that a device embeds at a time in a training step; None:
-      all of them at once.
-    frozen: regular expressions of the parameters that do not train.
-    accumulate_steps: steps to an update.
-    ema_decay: of the moving averages of the embedder; None: there are none.
-    first_step: of the run, from which updates are counted.
-  """
-
-  networks: Networks
-  objective: losses.Objective
-  mean: tuple[float, ...]
-  std: tuple[float, ...]
-  seed: int
-  image_shape: tuple[int, int, int]
-  augmentation: augmentation_lib.Augmentation
-  views: Views
-  chunk_size: int | None = None
-  frozen: tuple[str, ...] = ()
-  accumulate_steps: int = 1
-  ema_decay: float | None = None
-  first_step: int = 0
-
-  def new_state(
-    self, optimizer: optax.GradientTransformation, seed: int
-  ) -> TrainState:
-    """Returns the state of step 0, a function of the seed."""
-    return state_lib.new_state(
-      seed,
-      self.networks,
-      self.objective,
-      optimizer,
-      self.image_shape,
-      averages=self.ema_decay is not None,
-    )
-
-
-def make_task(
-  config: ml_collections.ConfigDict,
-  classes: Classes,
-  image_shape: tuple[int, int, int],
-  axis_name: str | None = state_lib.AXIS,
-  first_step: int = 0,
-) -> Task:
-  """Returns the task of a validated config, for such classes and images."""
-  chunk_size = config.gradient_cache.chunk_size
-  devices = 1 if axis_name is None else jax.device_count()
-  objective = config_lib.objective(config, classes, axis_name)
-  return Task(
-    networks=state_lib.build_networks(config, objective, axis_name),
-    objective=objective,
-    mean=tuple(config.data.mean),
-    std=tuple(config.data.std),
-    seed=config.seed,
-    image_shape=tuple(image_shape),
-    augmentation=config_lib.augmentation(config),
-    views=Views(
-      bool(config.eval.flip),
-      tuple(config.eval.scales),
-      config.eval.get('scale_pooling', 'mean'),
-      models.BACKBONES[config.model.name].multiple,
-    ),
-    chunk_size=None if chunk_size is None else chunk_size // devices,
-    frozen=tuple(config.optimizer.get('frozen', ())),
-    accumulate_steps=config.optimizer.get('accumulate_steps', 1),
-    ema_decay=config.optimizer.get('ema_decay'),
-    first_step=first_step,
-  )
 
 
 def train_step(
@@ -141,7 +62,7 @@ def train_step(
     before normalisation, the learning rate, and with proxies the accuracies.
     A step whose loss or gradient is not finite changes nothing but `diverged`.
   """
-  images, targets, dropout_key, loss_key = network_inputs(
+  images, targets, dropout_key, loss_key = step_inputs.network_inputs(
     batch, state.step, task, axis_name
   )
   if axis_name is not None:
@@ -290,97 +211,6 @@ def embed_for_training(
   embeddings = jax.lax.map(embed_chunk, (chunks, jnp.arange(len(chunks))))
   # No statistics of a batch: `config_checks` sees to that.
   return embeddings.reshape(-1, embeddings.shape[-1]), batch_stats
-
-
-def network_inputs(
-  batch: Mapping[str, jax.Array],
-  step: jax.Array | int,
-  task: Task,
-  axis_name: str | None,
-) -> tuple[jax.Array, 'Targets', jax.Array, jax.Array]:
-  """Returns all that a step computes from, a function of the step.
-
-  Args:
-    batch: see `train_step`.
-    step: the number of steps done before.
-    task: what is trained.
-    axis_name: of the devices, or None.
-
-  Returns:
-    (images [B, H, W, C] float32 as the network takes them, targets, the key of
-    dropout, the key of the loss).
-  """
-  key = jax.random.fold_in(jax.random.key(task.seed), step)
-  augment_key, dropout_key, loss_key = jax.random.split(key, 3)
-  images, targets = augmented(batch, augment_key, task, axis_name)
-  images = transforms.normalize(images.astype(jnp.float32), task.mean, task.std)
-  return images, targets, dropout_key, loss_key
-
-
-class Targets(NamedTuple):
-  """What a batch is labelled with.
-
-  Attributes:
-    labels: [B] int32.
-    second_labels: [B] int32 where images are mixed, else None.
-    weights: [B] float32 in [0, 1], the share of the first label, or None.
-  """
-
-  labels: jax.Array
-  second_labels: jax.Array | None = None
-  weights: jax.Array | None = None
-
-
-def augmented(
-  batch: Mapping[str, jax.Array],
-  key: jax.Array,
-  task: Task,
-  axis_name: str | None,
-) -> tuple[jax.Array, Targets]:
-  """Returns the images that the network trains on, and their targets.
-
-  Args:
-    batch: see `train_step`.
-    key: of the step, equal on all devices.
-    task: what is trained.
-    axis_name: of the devices, or None.
-
-  Returns:
-    (images [B, H, W, C], targets). Row i of the global batch is changed by
-    `fold_in(key, i)`, so that any number of devices sees the same pixels. With
-    several views of each image, [V B, ...], all first views come first.
-  """
-  options = task.augmentation
-  num_views = task.objective.num_views
-  images, labels = batch['images'], batch['labels']
-  aspect_ratios = batch.get('aspect_ratios')
-  row_ids = collectives.row_ids(len(labels), axis_name)
-  if num_views > 1:
-    num_images = len(labels) * collectives.axis_size(axis_name)
-    # The same numbers as of the objective, for the same rows.
-    views = num_images * jnp.arange(num_views, dtype=jnp.int32)
-    row_ids = (views[:, None] + row_ids[None, :]).reshape(-1)
-    images, labels, aspect_ratios = (
-      None if x is None else jnp.concatenate([x] * num_views)
-      for x in (images, labels, aspect_ratios)
-    )
-  if options.is_off:
-    return images, Targets(labels)
-  images = augmentation_lib.augment(
-    images,
-    aspect_ratios,
-    key,
-    row_ids,
-    task.image_shape,
-    options,
-    task.mean,
-  )
-  if not options.mixes_labels:
-    return images, Targets(labels)
-  images, second_labels, weights = augmentation_lib.mix(
-    images, labels, key, row_ids, options
-  )
-  return images, Targets(labels, second_labels, weights)
 
 
 def embed_step(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.training import checkpoint, optim, steps
+from retrieval_jax.training import checkpoint, optim, tasks
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import state as state_lib
 
@@ -19,7 +19,7 @@ from retrieval_jax.training import state as state_lib
 def state(make_config):
   config = make_config('arcface')
   optimizer = optim.make_optimizer(config.optimizer, lambda step: 0.1)
-  task = steps.make_task(config, config_lib.Classes(10), (8, 8, 1), None)
+  task = tasks.make_task(config, config_lib.Classes(10), (8, 8, 1), None)
   return state_lib.create_state(functools.partial(task.new_state, optimizer), 0)
 
 

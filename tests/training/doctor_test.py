@@ -9,7 +9,7 @@ import pytest
 
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.data import transforms
-from retrieval_jax.training import loop, steps
+from retrieval_jax.training import loop, step_inputs
 from retrieval_jax.training.experiment import BuiltStage
 
 
@@ -67,7 +67,7 @@ def test_a_picture_that_becomes_nan(make_config, tmp_path, monkeypatch):
     means = images.mean(axis=(1, 2, 3), keepdims=True)
     return jnp.where(means > 38.0, jnp.nan, images)
 
-  monkeypatch.setattr(steps.transforms, 'normalize', broken)
+  monkeypatch.setattr(step_inputs.transforms, 'normalize', broken)
   config = make_config('circle', data__std=(0.01,), num_train_steps=20)
   message = diverge(config, tmp_path / 'run')
   assert 'the pixels of' in message

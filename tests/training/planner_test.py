@@ -14,6 +14,7 @@ from retrieval_jax.training import (
   planner_table,
   program_cost,
   steps,
+  tasks,
 )
 from retrieval_jax.training.experiment import make_experiment
 
@@ -45,7 +46,7 @@ def test_memory_and_work_are_near_those_of_the_compiled_step(make_config):
   config = make_config('circle')
   experiment = make_experiment(config)
   (stage,) = experiment.stages
-  task = steps.make_task(
+  task = tasks.make_task(
     config,
     config_lib.Classes.of(experiment.dataset),
     experiment.dataset.image_shape,

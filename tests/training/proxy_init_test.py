@@ -5,7 +5,7 @@ import pytest
 
 from retrieval_jax.training import loop, proxy_init
 from retrieval_jax.training.config import Classes
-from retrieval_jax.training.steps import make_task
+from retrieval_jax.training.tasks import make_task
 
 
 def _unit(x):

@@ -10,7 +10,7 @@ import pytest
 from retrieval_jax import losses, models
 from retrieval_jax.core import arrays, class_shards
 from retrieval_jax.training import config as config_lib
-from retrieval_jax.training import optim, sharding, steps
+from retrieval_jax.training import optim, sharding, step_inputs, steps, tasks
 from retrieval_jax.training import state as state_lib
 
 TEN = config_lib.Classes(10)
@@ -34,7 +34,7 @@ def _setup(config, dataset, axis_name):
     axis_name if sharded else None,
     models.BACKBONES[config.model.name].layers,
   )
-  task = steps.make_task(
+  task = tasks.make_task(
     config, config_lib.Classes.of(dataset), (8, 8, 1), axis_name
   )
   state = state_lib.create_state(
@@ -138,8 +138,8 @@ def test_four_devices_see_the_pixels_of_one(
   key = jax.random.key(3)
 
   def augmented(batch, axis_name):
-    task = steps.make_task(config, TEN, (8, 8, 1), axis_name)
-    images, targets = steps.augmented(batch, key, task, axis_name)
+    task = tasks.make_task(config, TEN, (8, 8, 1), axis_name)
+    images, targets = step_inputs.augmented(batch, key, task, axis_name)
     return images, [x for x in targets if x is not None]
 
   one = jax.jit(lambda b: augmented(b, None))(batch)
@@ -154,7 +154,7 @@ def test_four_devices_see_the_pixels_of_one(
 
 def test_mixed_labels_are_two_losses_by_weight(make_config):
   config = make_config('cosface', augment__mixup=1.0)
-  task = steps.make_task(config, TEN, (8, 8, 1), None)
+  task = tasks.make_task(config, TEN, (8, 8, 1), None)
   rng = np.random.default_rng(0)
   embeddings, proxies = rng.normal(size=(3, 4)), rng.normal(size=(10, 4))
   first, second = np.array([0, 1, 2]), np.array([3, 1, 4])
@@ -377,12 +377,12 @@ def test_embeddings_come_back_in_order(make_config, tiny_dataset):
   one = steps.embed_step(
     variables,
     images,
-    task=steps.make_task(config, TEN, (8, 8, 1), None),
+    task=tasks.make_task(config, TEN, (8, 8, 1), None),
     axis_name=None,
   )
   p_embed = jax.pmap(
     functools.partial(
-      steps.embed_step, task=steps.make_task(config, TEN, (8, 8, 1))
+      steps.embed_step, task=tasks.make_task(config, TEN, (8, 8, 1))
     ),
     axis_name=state_lib.AXIS,
   )
@@ -409,7 +409,7 @@ def test_margin_does_not_enter_the_accuracy(make_config, tiny_dataset):
   step, batch = jax.jit(step), _batch(tiny_dataset)
   for _ in range(4):
     state, _ = step(state, batch)
-  task = steps.make_task(config, TEN, (8, 8, 1), None)
+  task = tasks.make_task(config, TEN, (8, 8, 1), None)
   embeddings = steps.embed_step(
     {'params': state.params['embedder'], 'batch_stats': {}},
     batch['images'],
