@@ -213,7 +213,8 @@ class Tiles:
     tile_bytes = one.nbytes * self.tile_rows
     self.resident = tile_bytes * len(self) <= budget
     self.num_bytes = tile_bytes * (len(self) if self.resident else 3)
-    self._kept = [self._put(i) for i in range(len(self))] * self.resident
+    kept = len(self) if self.resident else 0
+    self._kept = [self._put(i) for i in range(kept)]
 
   def __len__(self) -> int:
     """Returns the number of tiles of this process."""

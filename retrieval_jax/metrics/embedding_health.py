@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from retrieval_jax.core import tiles
+from retrieval_jax.core import row_files, tiles
 from retrieval_jax.metrics import pairs
 
 _BLOCK_ROWS = 1024
@@ -46,9 +46,10 @@ def spectrum(embeddings: np.ndarray) -> Spectrum:
     [[0.5, 0.5], [0.5, 0.0]]
   """
   num_rows, dim = embeddings.shape
+  reader = row_files.RowReader(embeddings)
   total, moments = np.zeros(dim), np.zeros((dim, dim))
   for block in tiles.blocks(num_rows, _BLOCK_ROWS):
-    rows = tiles.unit_rows(embeddings[block]).astype(np.float64)
+    rows = tiles.unit_rows(reader[block]).astype(np.float64)
     total += rows.sum(axis=0)
     moments += rows.T @ rows
   moments /= num_rows

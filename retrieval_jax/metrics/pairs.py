@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from retrieval_jax.core import relations, tiles
+from retrieval_jax.core import relations, row_files, tiles
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.metrics import ranks
 
@@ -118,9 +118,10 @@ def blocks(task: Task, *, pair_bytes: int, fixed: int = 0) -> Iterator[Block]:
   if grades is not None:
     grades = jax.device_put(grades, NamedSharding(gallery.mesh, P()))
   block_rows = gallery.block_rows(len(task.queries), row_bytes, left)
+  query_rows = row_files.RowReader(task.queries)
   for rows in tiles.blocks(len(task.queries), block_rows):
     columns = labels[rows], np.arange(rows.start, rows.stop)
-    queries = gallery.put_queries(task.queries[rows], columns, block_rows)
+    queries = gallery.put_queries(query_rows[rows], columns, block_rows)
     yield Block(rows, queries, gallery, grades)
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retrieval_jax.core import relations, tiles
+from retrieval_jax.core import relations, row_files, tiles
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.metrics import ranks
 from retrieval_jax.metrics.ignored import Ignored
@@ -116,10 +116,11 @@ def rank_relevant(
   )
   left = budget - block_rows * row_bytes
   rows_at_once = max(1, left // max(positive_bytes, 1))
+  query_rows = row_files.RowReader(query_embeddings)
   for block in tiles.blocks(num_queries, block_rows):
     picked = np.arange(num_queries)[block]
     queries = gallery.put_queries(
-      query_embeddings[block], (labels.queries[block],), block_rows
+      query_rows[block], (labels.queries[block],), block_rows
     )
     keys = np.empty((len(picked), width), np.int32)
     for index in range(len(gallery)):

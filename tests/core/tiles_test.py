@@ -1,5 +1,7 @@
 """Tiles: every row once, unit length, one shape, within the budget."""
 
+from unittest import mock
+
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -35,6 +37,20 @@ class TilesTest(parameterized.TestCase):
     np.testing.assert_array_equal(index[size:], -1)
     expected = x[order] / np.linalg.norm(x[order], axis=1, keepdims=True)
     np.testing.assert_allclose(rows[:size], expected, atol=1e-6)
+
+  def test_tiles_that_do_not_stay_are_put_when_asked_for(self):
+    put = mock.patch.object(
+      tiles.Tiles, '_put', autospec=True, side_effect=tiles.Tiles._put
+    )
+    with put as puts:
+      tiled = tiles.Tiles(np.ones((9000, 6)), budget=2**10)
+      self.assertEqual(puts.call_count, 0)
+      tiled[1], tiled[1]
+      self.assertEqual(puts.call_count, 2)
+      resident = tiles.Tiles(np.ones((9000, 6)), budget=2**30)
+      self.assertEqual(puts.call_count, 2 + len(resident))
+      resident[1], resident[1]
+      self.assertEqual(puts.call_count, 2 + len(resident))
 
   def test_devices_and_processes_hold_parts(self):
     x = np.random.default_rng(0).normal(size=(1000, 16)).astype(np.float32)
