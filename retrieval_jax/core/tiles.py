@@ -317,11 +317,22 @@ def _part(tile, next_tile, start, num_rows):
   return lax.dynamic_slice_in_dim(rows, start, num_rows)
 
 
+def this_process(all_processes: bool) -> tuple[int, int]:
+  """Returns (which, of how many) share a gallery: all processes, or one."""
+  if all_processes:
+    return jax.process_index(), jax.process_count()
+  return 0, 1
+
+
 def gather_from_processes(array: np.ndarray) -> np.ndarray:
   """Returns the arrays of all processes, stacked; all of them call this."""
   if jax.process_count() == 1:
     return array[None]
-  return multihost_utils.process_allgather(array)
+  # As bytes: JAX would make 32 bits of 64.
+  parts = multihost_utils.process_allgather(
+    np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+  )
+  return np.asarray(parts).view(array.dtype).reshape(-1, *array.shape)
 
 
 def blocks(num_rows: int, block_rows: int) -> Iterator[slice]:

@@ -153,12 +153,16 @@ def k_occurrences(task: pairs.Task, k: int = 10) -> np.ndarray:
     best = _start(block.queries[1][1], k)
     for levels in all_levels():
       best = _merge(best, levels)
+    if task.process[1] > 1:
+      best = block.gallery.put(_best_of_all(best, task))
     width = block.gallery.tile_rows
     for index, levels in enumerate(all_levels()):
-      start = index * width
+      start = block.gallery.start(index)
+      if start >= len(occurrences):
+        break  # Nothing but padding.
       found = np.asarray(_occurrences(best, levels), np.float64)
       occurrences[start : start + width] += found[: len(occurrences) - start]
-  return occurrences
+  return task.of_processes(occurrences).sum(axis=0)
 
 
 def _start(rows, k):
@@ -183,6 +187,19 @@ def _merge(best, levels):
     last[:, 0] == highest[:, -1], tied, jnp.sum(highest == last, axis=1)
   )
   return merged, before + jnp.sum(levels == last, axis=1, dtype=jnp.int32)
+
+
+def _best_of_all(best, task):
+  """Returns the best of all processes, likewise."""
+  highest, tied = (task.of_processes(np.asarray(part)) for part in best)
+  k = highest.shape[2]
+  merged = -np.sort(-np.concatenate(highest, axis=1), axis=1)[:, :k]
+  last = merged[:, -1:]
+  # Who does not end with the last place has all that tie among its highest.
+  tied = np.where(
+    highest[:, :, -1] == last[:, 0], tied, (highest == last).sum(axis=2)
+  )
+  return merged, tied.sum(axis=0, dtype=np.int32)
 
 
 @jax.jit

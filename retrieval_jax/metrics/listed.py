@@ -23,6 +23,7 @@ def evaluate_listed(
   categories=None,
   ignored: Ignored | None = None,
   memory_budget_mb: float = 128,
+  all_processes: bool = False,
   curves: bool = False,
 ) -> RetrievalResult:
   """Returns retrieval metrics of a ground truth that lists rows.
@@ -41,6 +42,7 @@ def evaluate_listed(
     categories: [Q] int, see `retrieval_metrics`.
     ignored: rows in no ranking.
     memory_budget_mb: see `retrieval_metrics`.
+    all_processes: likewise.
     curves: whether the result has them, see `evaluate_retrieval`.
 
   Example:
@@ -80,6 +82,7 @@ def evaluate_listed(
     exclude_self=self_excluded,
     ignored=ignored,
     budget=budget,
+    process=tiles.this_process(all_processes),
   )
   return results.summarize(
     blocks,

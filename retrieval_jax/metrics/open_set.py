@@ -104,8 +104,16 @@ def _nearest(task):
       best = _merge(best, levels, block.queries[1][0], tile[1][0], block.grades)
     size = block.rows.stop - block.rows.start
     found.append([np.asarray(column)[:size] for column in best])
-  best, relevant, others, known = map(np.concatenate, zip(*found, strict=True))
-  return best.astype(np.float64), relevant, others, known
+  levels, relevant, others, known = (
+    task.of_processes(np.concatenate(column))
+    for column in zip(*found, strict=True)
+  )
+  best = levels.max(axis=0)
+  relevant, others = (
+    np.where(levels == best, count, 0).sum(axis=0)
+    for count in (relevant, others)
+  )
+  return best.astype(np.float64), relevant, others, known.any(axis=0)
 
 
 @jax.jit

@@ -46,6 +46,8 @@ class Task(NamedTuple):
     devices: all local devices, if None.
     has_ignored: whether some pairs are not judged, which is known to rankings
       alone.
+    process: (which, of how many) share the gallery; all of them measure, and
+      find the same.
   """
 
   queries: np.ndarray
@@ -57,6 +59,13 @@ class Task(NamedTuple):
   budget: int = 128 * tiles.MIB
   devices: tuple[jax.Device, ...] | None = None
   has_ignored: bool = False
+  process: tuple[int, int] = (0, 1)
+
+  def of_processes(self, array: np.ndarray) -> np.ndarray:
+    """Returns what each process found, [P, ...]; all of them call this."""
+    if self.process[1] == 1:
+      return array[None]
+    return tiles.gather_from_processes(array)
 
   @property
   def is_one_class(self) -> bool:
@@ -70,7 +79,8 @@ class Block(NamedTuple):
   Attributes:
     rows: which of the Q queries.
     queries: (unit rows [B, D], (labels, row [B] int32)); padding has row -1.
-    gallery: tiles of (unit rows [T, D], (labels, row [T] int32)).
+    gallery: tiles of (unit rows [T, D], (labels, row [T] int32)), those of this
+      process.
     grades: of the task, on the devices.
   """
 
@@ -103,6 +113,7 @@ def blocks(task: Task, *, pair_bytes: int, fixed: int = 0) -> Iterator[Block]:
     (gallery_labels, np.arange(len(task.gallery))),
     budget=max(left, 0) // 2,
     devices=task.devices,
+    process=task.process,
   )
   left -= gallery.num_bytes
   row_bytes = pair_bytes * gallery.tile_rows

@@ -90,8 +90,8 @@ def retrieval_metrics(
     memory_budget_mb: MiB beyond the inputs and the results to stay within. If
       it also holds a float32 copy of the gallery twice, things go faster.
     all_processes: whether all processes of `jax.distributed` call this with
-      the same arguments: each then ranks against its share of the gallery, if
-      labels are ints without grades.
+      the same arguments: the devices of each then hold its share of the
+      gallery. Only clusters are computed by each from all rows, on the host.
 
   Returns:
     name -> value, in the order of `metrics`: in [0, 1] of rankings, within the
@@ -193,6 +193,7 @@ def evaluate_retrieval(
     )
   if own_rows is not None:
     own_rows = check_own_rows(own_rows, labels, known_labels)
+  process = tiles.this_process(all_processes)
   result = _evaluate(
     queries,
     labels,
@@ -205,9 +206,7 @@ def evaluate_retrieval(
     own_rows=own_rows,
     self_excluded=self_excluded,
     budget=budget,
-    process=(
-      (jax.process_index(), jax.process_count()) if all_processes else (0, 1)
-    ),
+    process=process,
     curves=curves,
   )
   task = pairs.Task(
@@ -219,6 +218,7 @@ def evaluate_retrieval(
     grades,
     budget,
     has_ignored=ignored is not None or own_rows is not None,
+    process=process,
   )
   return set_metrics.join(result, set_metrics.measure(names, task), names)
 
@@ -324,7 +324,6 @@ def _evaluate(
       gallery_labels,
       own_rows=own_rows,
       counter=counter,
-      process=process,
     )
   else:
     rank = functools.partial(
@@ -343,7 +342,12 @@ def _evaluate(
   )
   is_relevant = 'of its class' if is_one_class else 'that is relevant'
   return results.summarize(
-    rank(exclude_self=self_excluded, budget=budget, devices=devices),
+    rank(
+      exclude_self=self_excluded,
+      budget=budget,
+      devices=devices,
+      process=process,
+    ),
     names,
     num_queries=len(queries),
     num_candidates=len(gallery) - (self_excluded or own_rows is not None),

@@ -60,6 +60,7 @@ def rank_relevant(
   ignored: Ignored | None = None,
   with_grades: bool = False,
   devices: Sequence[jax.Device] | None = None,
+  process: tuple[int, int] = (0, 1),
 ) -> Iterator[Ranks]:
   """Yields the ranks of all queries that have a positive, block by block.
 
@@ -73,6 +74,8 @@ def rank_relevant(
     ignored: rows in no ranking, checked.
     with_grades: whether to say how relevant each positive is.
     devices: all local devices, if None.
+    process: (which, of how many) share the gallery; all of them call this, and
+      each sorts what all of them give.
 
   Raises:
     InputError: if the budget does not hold the smallest block.
@@ -94,12 +97,16 @@ def rank_relevant(
     (labels.gallery, np.arange(num_rows)),
     budget=budget // 2,
     devices=devices,
+    process=process,
   )
   budget -= gallery.num_bytes
   # Similarities, keys and relations of a tile; the keys of all, and which of
-  # them are positives.
-  width = len(gallery) * gallery.tile_rows
+  # them are positives; the keys as they come from processes.
+  own_width = len(gallery) * gallery.tile_rows
+  width = own_width * process[1]
   row_bytes = 24 * gallery.tile_rows + 9 * width
+  if process[1] > 1:
+    row_bytes += 4 * own_width + 8 * width
   graded_bytes = _BYTES_OF_GRADE * with_grades
   positive_bytes = (_BYTES_OF_POSITIVE + graded_bytes) * most_positives
   smallest = tiles.MIN_BLOCK_ROWS * row_bytes
@@ -122,12 +129,14 @@ def rank_relevant(
     queries = gallery.put_queries(
       query_rows[block], (labels.queries[block],), block_rows
     )
-    keys = np.empty((len(picked), width), np.int32)
+    keys = np.empty((len(picked), own_width), np.int32)
     for index in range(len(gallery)):
       start = index * gallery.tile_rows
       keys[:, start : start + gallery.tile_rows] = np.asarray(
         _tile_keys(queries, gallery[index], labels.grades)
       )[: len(picked)]
+    if process[1] > 1:
+      keys = _of_all_processes(keys, gallery.tile_rows)
     if isinstance(relevant, Lists):
       _mark_positives(keys, relevant.rows[block])
     for part in tiles.blocks(len(picked), rows_at_once):
@@ -140,6 +149,13 @@ def rank_relevant(
       )
       if len(found.queries):
         yield found
+
+
+def _of_all_processes(keys, tile_rows):
+  """Returns the keys [B, W] of all tiles, which go to the processes in turn."""
+  parts = tiles.gather_from_processes(keys)
+  parts = parts.reshape(*parts.shape[:2], -1, tile_rows)
+  return parts.transpose(1, 2, 0, 3).reshape(len(keys), -1)
 
 
 def _mark_positives(keys, rows):

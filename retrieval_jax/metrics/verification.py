@@ -76,6 +76,22 @@ class PairCounts:
       self._since_carry = bins.size
     np.add.at(self._counts, bins, np.uint32(1))
 
+  def add_processes(self, task: pairs.Task) -> None:
+    """Adds what the other processes counted; all of them call this."""
+    for chunk in tiles.blocks(len(self._counts), _CHUNK):
+      carries = np.zeros(chunk.stop - chunk.start, np.uint32)
+      for full, number in self._carried.items():
+        if chunk.start <= full < chunk.stop:
+          carries[full - chunk.start] = number // 2**31
+      counts, carries = (
+        task.of_processes(own).sum(axis=0, dtype=np.int64)
+        for own in (self._counts[chunk], carries)
+      )
+      carries += counts // 2**31
+      self._counts[chunk] = counts % 2**31
+      for i in np.flatnonzero(carries).tolist():
+        self._carried[chunk.start + i] = int(carries[i]) * 2**31
+
   def _carry(self):
     """Makes room in the counts that are half full."""
     for full in np.flatnonzero(self._counts >= 2**31).tolist():
@@ -128,7 +144,7 @@ def count_pairs(task: pairs.Task) -> PairCounts:
     task, pair_bytes=_PAIR_BYTES, fixed=counts.num_bytes
   ):
     for index in range(len(block.gallery)):
-      last = (index + 1) * block.gallery.tile_rows - 1
+      last = block.gallery.start(index) + block.gallery.tile_rows - 1
       if task.self_excluded and last <= block.rows.start:
         continue  # These pairs came from the other side.
       tile = block.gallery[index]
@@ -138,7 +154,10 @@ def count_pairs(task: pairs.Task) -> PairCounts:
       if waiting is not None:
         _count(counts, *waiting)
       waiting = bins, block.rows
-  _count(counts, *waiting)
+  if waiting is not None:
+    _count(counts, *waiting)
+  if task.process[1] > 1:
+    counts.add_processes(task)
   return counts
 
 

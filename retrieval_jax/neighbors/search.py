@@ -85,9 +85,7 @@ class Searcher:
       (np.arange(len(gallery), dtype=np.int32),),
       budget=self._budget // 2,
       devices=devices,
-      process=(
-        (jax.process_index(), jax.process_count()) if all_processes else (0, 1)
-      ),
+      process=tiles.this_process(all_processes),
       prepare=lambda rows: score.gallery(rows, first_pass),
     )
     self.is_resident = self._tiles.resident

@@ -194,6 +194,7 @@ class Evaluator:
         metrics=names,
         ignored=ignored,
         memory_budget_mb=budget,
+        all_processes=True,
         curves=curves,
       )
     query_labels, gallery_labels = relevance_labels(group)
