@@ -26,14 +26,15 @@ class Score(NamedTuple):
     gallery: likewise, the right factor.
     exact: (rows [n, D], rows [n, m, D]) -> [n, m] float32, computed as it is
       written, larger is nearer.
-    is_recomputed: whether candidates are ranked by `exact` in any case.
+    is_distance: whether it is a distance: moving queries and gallery by the
+      same vector changes nothing, and candidates are ranked by `exact`.
     shown: what makes of exact scores what is returned.
   """
 
   queries: Callable[[np.ndarray, str | None], np.ndarray]
   gallery: Callable[[np.ndarray, str | None], np.ndarray]
   exact: Callable[[np.ndarray, np.ndarray], np.ndarray]
-  is_recomputed: bool = False
+  is_distance: bool = False
   shown: Callable[[np.ndarray], np.ndarray] = np.asarray
 
 
@@ -80,6 +81,26 @@ def _negative_squares(queries, gallery):
   return -np.sum(differences * differences, axis=-1)
 
 
+def rounding_error(
+  query_norms: np.ndarray, largest_norm: float, dim: int
+) -> np.ndarray:
+  """Returns a bound on how far <q, g> - ||g||^2 / 2 is off in float32.
+
+  A sum of n products is off by at most n u sum_i |x_i y_i|, u = 2 ** -24, in
+  any order (Higham, Accuracy and Stability of Numerical Algorithms, section
+  3.1), and that sum is at most the product of the norms.
+
+  Args:
+    query_norms: [Q] of the queries.
+    largest_norm: of the rows of the gallery.
+    dim: D.
+
+  Returns:
+    [Q] float64.
+  """
+  return (dim + 8) * 2.0**-24 * (query_norms + largest_norm) * largest_norm
+
+
 SCORES = {
   'cosine': Score(_unit_rows, _unit_rows, _unit_products),
   'dot': Score(
@@ -90,7 +111,7 @@ SCORES = {
     _with_ones,
     _with_half_squares,
     _negative_squares,
-    is_recomputed=True,
+    is_distance=True,
     shown=lambda scores: np.sqrt(0 - scores),  # And never -0.
   ),
 }

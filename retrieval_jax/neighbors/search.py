@@ -10,9 +10,15 @@ from retrieval_jax.core import row_files, tiles
 from retrieval_jax.core.errors import InputError, unknown_name
 from retrieval_jax.neighbors import candidates, scores
 
-# In the first pass of a search by distance: more than k, since its rounding is
-# that of squares of norms.
+# A search by distance finds candidates by scores that are rounded as squares of
+# norms are. It begins with a few more than k, takes more for the queries whose
+# neighbours could be others, and compares the rest with every row.
 _SPARE = 16
+_MORE = 8
+_MOST_CANDIDATES = 2048
+_COMPARED_ROWS = 1024  # At a time, in the cache.
+# Squares of sums of two such norms are finite in float32.
+_LARGEST_NORM = 2.0**62
 
 
 class Searcher:
@@ -80,13 +86,15 @@ class Searcher:
     self.first_pass = first_pass
     self._score = score = scores.SCORES[distance]
     self._rows = row_files.RowReader(gallery)
+    self._centre = _mean(self._rows) if score.is_distance else np.float32(0)
+    self._largest_norm = self._check_norms(self._rows, 'gallery')
     self._tiles = tiles.Tiles(
       gallery,
       (np.arange(len(gallery), dtype=np.int32),),
       budget=self._budget // 2,
       devices=devices,
       process=tiles.this_process(all_processes),
-      prepare=lambda rows: score.gallery(rows, first_pass),
+      prepare=lambda rows: score.gallery(self._centred(rows), first_pass),
     )
     self.is_resident = self._tiles.resident
     # XLA's top_k is slow on a CPU.
@@ -94,6 +102,31 @@ class Searcher:
     self._find = (
       candidates.find_on_host if on_host else candidates.find_on_devices
     )
+
+  def _centred(self, rows):
+    """Returns rows as they are searched; what is near then is less rounded."""
+    return rows.astype(np.float32, copy=False) - self._centre
+
+  def _norms(self, rows):
+    return np.linalg.norm(self._centred(rows).astype(np.float64), axis=1)
+
+  def _check_norms(self, rows, name):
+    """Returns the largest norm, or says which row has no square in float32."""
+    largest = 0.0
+    if self.distance == 'cosine':
+      return largest
+    for block in tiles.blocks(len(rows), tiles.TILE_ROWS):
+      norms = self._norms(rows[block])
+      row = int(np.argmax(norms))
+      largest = max(largest, float(norms[row]))
+      if largest > _LARGEST_NORM:
+        raise InputError(
+          f'{name} row {block.start + row} has the norm {largest:.3g}; allowed '
+          f'by {self.distance!r} are norms up to {_LARGEST_NORM:.3g}, whose '
+          'squares are float32 numbers: scale the embeddings, or search by '
+          "'cosine'"
+        )
+    return largest
 
   def __len__(self) -> int:
     """Returns N."""
@@ -144,38 +177,105 @@ class Searcher:
     wanted = k = int(k)
     if self.first_pass is not None:
       wanted = math.ceil(k * oversampling)
-    elif self._score.is_recomputed:
+    elif self._score.is_distance:
       wanted = k + _SPARE
-    return self._search(queries, k, min(wanted, largest), exclude_self)
+    wanted = min(wanted, largest)
+    rows = row_files.RowReader(queries)
+    self._check_norms(rows, 'queries')
+    itself = np.arange(len(rows)) if exclude_self else np.full(len(rows), -2)
+    found, indices, is_sure = self._search(rows, itself, k, wanted)
+    while self.first_pass is None and not is_sure.all():
+      unsure = np.flatnonzero(~is_sure)
+      wanted = min(_MORE * wanted, largest)
+      find = self._search if wanted <= _MOST_CANDIDATES else self._compare
+      found[unsure], indices[unsure], is_sure[unsure] = find(
+        rows[unsure], itself[unsure], k, wanted
+      )
+    return self._score.shown(found), indices
 
-  def _search(self, queries, k, num_candidates, exclude_self):
+  def _search(self, query_rows, itself, k, num_candidates):
+    """Finds the k best of some candidates.
+
+    Args:
+      query_rows: [Q, D].
+      itself: [Q] the row of the gallery that is left out, or -2.
+      k: how many.
+      num_candidates: at least k, at most what can be found.
+
+    Returns:
+      (scores [Q, k] float32, indices [Q, k] int32, [Q] bool, whether no other
+      row can be among them).
+    """
     gallery, score = self._tiles, self._score
-    query_rows = row_files.RowReader(queries)
-    found_scores = np.empty((len(queries), k), np.float32)
-    indices = np.empty((len(queries), k), np.int32)
+    num_queries = len(itself)
+    found_scores = np.empty((num_queries, k), np.float32)
+    indices = np.empty((num_queries, k), np.int32)
+    is_sure = np.ones(num_queries, bool)
     budget = self._budget - gallery.num_bytes
     row_bytes = candidates.row_bytes(gallery, num_candidates, self.shape[1])
-    block_rows = gallery.block_rows(len(queries), row_bytes, budget)
-    for block in tiles.blocks(len(queries), block_rows):
-      picked = np.arange(block.start, block.stop)
-      itself = picked if exclude_self else np.full(len(picked), -2)
+    block_rows = gallery.block_rows(num_queries, row_bytes, budget)
+    for block in tiles.blocks(num_queries, block_rows):
       rows = query_rows[block]
       on_devices = gallery.put_queries(
         rows,
-        (itself,),
+        (itself[block],),
         block_rows,
-        prepare=lambda rows: score.queries(rows, self.first_pass),
+        prepare=lambda rows: score.queries(
+          self._centred(rows), self.first_pass
+        ),
       )
       best = self._find(gallery, on_devices, num_candidates)
       if gallery.process[1] > 1:
         best = candidates.merge(
           *map(tiles.gather_from_processes, best), num_candidates
         )
-      best = tuple(part[: len(picked)] for part in best)
-      if self.first_pass is not None or score.is_recomputed:
+      best = tuple(part[: len(rows)] for part in best)
+      if score.is_distance or self.first_pass is not None:
+        last = best[0][:, -1]
         best = _recompute(score, rows, self._rows, best[1], k, budget)
+        if score.is_distance:
+          is_sure[block] = self._are_sure(rows, best[0][:, -1], last)
       found_scores[block], indices[block] = best[0][:, :k], best[1][:, :k]
-    return found_scores, indices
+    if num_candidates == len(self) - (itself >= 0).any():
+      is_sure[:] = True
+    return found_scores, indices, is_sure
+
+  def _are_sure(self, rows, kth, last):
+    """Returns whether the k-th best is nearer than what is no candidate.
+
+    Args:
+      rows: [B, D] queries.
+      kth: [B] its exact score, -d^2.
+      last: [B] the score of the last candidate, as it was found.
+    """
+    norms = self._norms(rows)
+    error = scores.rounding_error(norms, self._largest_norm, self.shape[1])
+    # What is found as `last`, with d^2 = ||q||^2 - 2 `last`, up to the error.
+    # The exact d^2 is rounded too, by a share of itself.
+    least = norms**2 - 2 * (last + error)
+    share = 1 + 2 * (self.shape[1] + 8) * 2.0**-24
+    return -kth.astype(np.float64) * share < least
+
+  def _compare(self, query_rows, itself, k, num_candidates):
+    """Finds likewise by comparing with every row, as many times slower."""
+    del num_candidates
+    found = np.full((len(itself), k), -np.inf, np.float32)
+    indices = np.full((len(itself), k), len(self), np.int32)
+    for block in tiles.blocks(len(self), _COMPARED_ROWS):
+      rows = self._rows[block][None]
+      places = np.arange(block.start, block.stop, dtype=np.int32)
+      for i, query in enumerate(query_rows):
+        exact = self._score.exact(query[None], rows)[0]
+        exact[places == itself[i]] = -np.inf
+        merged = candidates.merge(
+          *(
+            np.concatenate(both)[None, None]
+            for both in ((found[i], exact), (indices[i], places))
+          ),
+          k,
+        )
+        found[i], indices[i] = merged[0][0], merged[1][0]
+    return found, indices, np.ones(len(itself), bool)
 
 
 def top_k(
@@ -193,7 +293,10 @@ def top_k(
   """Returns the k nearest gallery rows, nearest first.
 
   Exact: every similarity is computed, in float32. What is equally near comes in
-  the order of its index, and equal gallery rows are equally near.
+  the order of its index, and equal gallery rows are equally near. Distances are
+  sums of squared differences; candidates come from inner products, as many as
+  the rounding of these could hide, which is slow where very many rows are as
+  near as the k-th up to rounding.
 
   With `first_pass='bfloat16'` the similarities are computed from embeddings
   rounded to 8 bits of precision, which is fast where hardware multiplies such,
@@ -272,6 +375,14 @@ def check_self(queries, gallery, exclude_self: bool) -> None:
     )
 
 
+def _mean(rows):
+  """Returns the mean row [D] float32."""
+  total = np.zeros(rows.shape[1])
+  for block in tiles.blocks(len(rows), tiles.TILE_ROWS):
+    total += rows[block].sum(axis=0, dtype=np.float64)
+  return (total / len(rows)).astype(np.float32)
+
+
 def _recompute(score, queries, gallery_rows, candidates_, k, budget):
   """Returns the best k of candidates [b, K] by their exact scores."""
   num_candidates = candidates_.shape[1]
@@ -285,4 +396,4 @@ def _recompute(score, queries, gallery_rows, candidates_, k, budget):
       queries[block], rows.reshape(*found.shape, queries.shape[1])
     )
     best[:, block] = candidates.merge(exact[None], found[None], k)
-  return score.shown(best[0]).astype(np.float32), best[1].astype(np.int32)
+  return best[0].astype(np.float32), best[1].astype(np.int32)

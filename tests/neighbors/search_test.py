@@ -1,6 +1,7 @@
 """Exact search against a stable sort of all similarities."""
 
 import tempfile
+from unittest import mock
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ from absl.testing import absltest, parameterized
 
 from retrieval_jax import neighbors
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.neighbors import candidates
+from retrieval_jax.neighbors import candidates, search
 
 
 def _draw(number, dim=16, seed=0):
@@ -77,6 +78,48 @@ class TopKTest(parameterized.TestCase):
     np.testing.assert_allclose(
       found, np.take_along_axis(expected, order, axis=1), atol=1e-5
     )
+
+  @parameterized.product(
+    spread_and_offset=((1e-4, 0), (1e-5, 0), (1.0, 1000)),
+    most_candidates=(40, 2048),
+    exclude_self=(False, True),
+  )
+  def test_distances_that_squares_of_norms_hide(
+    self, spread_and_offset, most_candidates, exclude_self
+  ):
+    spread, offset = spread_and_offset
+    centres = _draw(10).repeat(60, axis=0)
+    gallery = offset + centres + spread * _draw(600, seed=1)
+    gallery[50] = gallery[7]
+    queries = gallery
+    if not exclude_self:
+      queries = gallery[::60] + spread * _draw(10, seed=2)
+    with mock.patch.object(search, '_MOST_CANDIDATES', most_candidates):
+      found, indices = neighbors.top_k(
+        queries, gallery, 9, distance='l2', exclude_self=exclude_self
+      )
+    q, g = queries.astype(float), gallery.astype(float)
+    squares = ((q[:, None] - g) ** 2).sum(axis=-1)
+    if exclude_self:
+      np.fill_diagonal(squares, np.inf)
+    order = np.argsort(squares, axis=1, kind='stable')[:, :9]
+    expected = np.sqrt(np.take_along_axis(squares, order, axis=1))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    # What differs less than its own rounding may change places.
+    of_indices = np.sqrt(np.take_along_axis(squares, indices, axis=1))
+    np.testing.assert_allclose(of_indices, expected, rtol=1e-5)
+    for row in indices:
+      self.assertLen(set(row), 9)
+
+  @parameterized.parameters('dot', 'l2')
+  def test_a_row_without_a_square_in_float32(self, distance):
+    x, long = _draw(5), _draw(5)
+    long[3] *= 1e25
+    with self.assertRaisesRegex(InputError, 'gallery row 3 has the norm'):
+      neighbors.top_k(x, long, 2, distance=distance)
+    with self.assertRaisesRegex(InputError, 'queries row 3 has the norm'):
+      neighbors.top_k(long, x, 2, distance=distance)
+    self.assertEqual(neighbors.top_k(long, x, 2)[1].shape, (5, 2))
 
   def test_memory_map_is_the_array(self):
     queries, gallery = _draw(9, seed=1), _draw(5000)
