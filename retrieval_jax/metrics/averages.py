@@ -31,10 +31,20 @@ class Groups(NamedTuple):
     """Returns the groups by label; of label sets, a query is in each label's.
 
     Args:
-      labels: [Q] int, or [Q, L] label sets; negative: in no group.
+      labels: [Q] int, of which a negative one is as good a class as any
+        other; or [Q, L] label sets, in which it is no label.
     """
-    queries, ids = relations.incidences(labels)
-    return cls(queries[ids >= 0], ids[ids >= 0])
+    return cls(*relations.incidences(labels))
+
+  @classmethod
+  def of_categories(cls, categories: np.ndarray) -> 'Groups':
+    """Returns the groups by category.
+
+    Args:
+      categories: [Q] int; negative: in no group.
+    """
+    queries = np.flatnonzero(categories >= 0)
+    return cls(queries, categories[queries])
 
 
 class GroupMeans(NamedTuple):
@@ -90,7 +100,7 @@ def mean(values: np.ndarray, groups: Groups | None = None) -> float:
 
   Args:
     values: [Q] float64, NaN of what has none, at least one has.
-    groups: None: over queries.
+    groups: None: over queries; else of these at least one has a value.
 
   Returns:
     In [0, 1], as the values are up to the last digit.

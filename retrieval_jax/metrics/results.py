@@ -110,7 +110,7 @@ def summarize(
 
   Raises:
     InputError: if no query has a positive, or groups are asked for that are not
-      known.
+      known, or none of them has a query with a positive.
   """
   split = {name: averages.split_name(name) for name in names}
   for name, (over, _) in split.items():
@@ -134,6 +134,14 @@ def summarize(
   if not num_ranked:
     raise InputError(no_positive)
   definitions.check_invariants(expected)
+  has_value = ~np.isnan(next(iter(expected.values())))
+  for name, (over, _) in split.items():
+    if over != 'query' and not has_value[groups[over].queries].any():
+      raise InputError(
+        f'{name} asks for a mean by {over}, but no {over} has a query with a '
+        f'value; allowed are data with a {over} (of at least 0) for a query '
+        'with a match: check them, or leave the metric out'
+      )
   means, ranges = {}, {}
   for name, (over, base) in split.items():
     average = functools.partial(averages.mean, groups=groups.get(over))
