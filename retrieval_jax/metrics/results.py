@@ -152,11 +152,11 @@ def summarize(
     )
   tie_rate = tie_sum / num_ranked
   sizes = {
-    f'num_{many}': len(
-      averages.group_means(next(iter(expected.values())), groups[over]).ids
+    f'num_{averages.PLURALS[over]}': len(
+      averages.group_means(expected[base], groups[over]).ids
     )
-    for over, many in (('class', 'classes'), ('category', 'categories'))
-    if any(over == own for own, _ in split.values())
+    for over, base in split.values()
+    if over != 'query'
   }
   num_zero = protocol.get('num_zero_embeddings', 0)
   return RetrievalResult(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retrieval_jax.core.errors import InputError, unknown_name
-from retrieval_jax.metrics import uncertainty
+from retrieval_jax.metrics import averages, uncertainty
 from retrieval_jax.training import per_query
 
 # What has to be alike for two values to mean the same, as messages call it.
@@ -29,8 +29,10 @@ class RunComparison(NamedTuple):
     set_name: that both were measured on.
     by_class: whether classes were drawn, and not queries.
     level: of the intervals.
-    num_classes: of the queries that were compared.
-    rows: by metric, of the means over queries.
+    num_queries: that were compared: with a match in both, if there are rows.
+    num_classes: of these queries.
+    rows: by metric, of the means over queries, or over groups of them: the
+      `num_queries` of such a row are groups.
     whole: by metric of the whole set, (value of A, value of B).
     warnings: in what the measurements differ, besides the runs.
   """
@@ -40,6 +42,7 @@ class RunComparison(NamedTuple):
   set_name: str
   by_class: bool
   level: float
+  num_queries: int
   num_classes: int
   rows: dict[str, uncertainty.Comparison]
   whole: dict[str, tuple[float, float]]
@@ -49,6 +52,13 @@ class RunComparison(NamedTuple):
   def percent(self) -> str:
     """The level in percent."""
     return f'{100 * self.level:g} %'
+
+  def resampled(self, metric: str) -> str:
+    """Returns what was drawn: 'queries', 'classes' or 'categories'."""
+    over, _ = averages.split_name(metric)
+    if over == 'query' and self.by_class:
+      over = 'class'
+    return averages.PLURALS[over]
 
   def is_noise(self, metric: str) -> bool:
     """Whether another sample of queries explains the difference."""
@@ -68,7 +78,7 @@ class RunComparison(NamedTuple):
       f'{worse} in {metric} by {abs(row.difference):.4f} ({self.percent} '
       f'interval {low:.4f} to {high:.4f}, p = {row.p_value:.4f})'
     )
-    units = 'classes' if self.by_class else 'queries'
+    units = self.resampled(metric)
     if self.is_noise(metric):
       return (
         f'{better} is ahead of {facts}, but that may be noise: another sample '
@@ -98,7 +108,8 @@ def compare_runs(
     workdir_b: likewise.
     set_name: that both were measured on; None: `test`, or the only one.
     names: of metrics; none: all that both have.
-    by_class: whether to draw whole classes, and not queries.
+    by_class: whether to draw whole classes, and not queries. A macro average is
+      of groups, which are what is drawn of it in any case.
     shared_only: whether to compare on the queries that both have, where one
       has others too.
     level: of the intervals.
@@ -129,9 +140,12 @@ def compare_runs(
   for name in names:
     if name not in shared + whole:
       raise unknown_name('--metric', name, shared + whole)
-  classes = np.unique(
-    [queries[0].classes[place] for place in places[0]], return_inverse=True
-  )
+  classes = np.array([queries[0].classes[place] for place in places[0]])
+  is_matched = np.full(len(classes), True)
+  compared = [name for name in names or shared if name in shared]
+  for name in compared[:1]:
+    for q, place in zip(queries, places, strict=True):
+      is_matched &= ~np.isnan(q.values[name][place])
   warnings = _differences([part['protocol'] for part in found], shared + whole)
   if not all_shared:
     left_out = [len(q.names) - len(places[0]) for q in queries]
@@ -145,16 +159,18 @@ def compare_runs(
     set_name,
     by_class,
     level,
-    len(classes[0]),
+    int(is_matched.sum()),
+    len(np.unique(classes[is_matched])),
     {
       name: uncertainty.compare(
-        *(q.values[name][p] for q, p in zip(queries, places, strict=True)),
-        classes[1] if by_class else None,
+        *_samples(name, queries, places),
+        classes
+        if by_class and averages.split_name(name)[0] == 'query'
+        else None,
         level=level,
         seed=seed,
       )
-      for name in names or shared
-      if name in shared
+      for name in compared
     },
     {
       name: tuple(part['metrics'][name] for part in found)
@@ -227,6 +243,35 @@ def _match(workdirs, queries, shared_only):
   return [np.array([p[name] for name in shared]) for p in place], all_shared
 
 
+def _samples(name, queries, places):
+  """Returns what the metric of both runs is the mean of, in one order."""
+  over, _ = averages.split_name(name)
+  values = [q.values[name][p] for q, p in zip(queries, places, strict=True)]
+  if over == 'query':
+    return values
+  groups = [
+    q.groups[over].take(place, len(q.names))
+    for q, place in zip(queries, places, strict=True)
+  ]
+  many = averages.PLURALS[over]
+  if groups[0].members() != groups[1].members():
+    raise InputError(
+      f'{name} is a mean over {many}, but the {many} of the queries differ in '
+      'the two runs; allowed are the same: measure both on the same data, or '
+      'choose other metrics by --metric'
+    )
+  either_lacks = np.isnan(values[0]) | np.isnan(values[1])
+  return [
+    averages.averaged_values(
+      # The names of the groups may differ between the runs.
+      name,
+      np.where(either_lacks, np.nan, own),
+      {over: groups[0]},
+    )
+    for own in values
+  ]
+
+
 def _differences(protocols, names):
   warnings = [
     f'the {words} differ: {protocols[0].get(key)} in A, '
@@ -268,7 +313,7 @@ def table(found: RunComparison) -> str:
     lines.append(
       f'  {name:<{width}}  {row.mean_a:.4f}  {row.mean_b:.4f}  '
       f'{row.difference:+.4f}  {low:+.4f} to {high:+.4f}  {row.p_value:.4f}  '
-      f'{row.num_better:,}/{row.num_worse:,}  {verdict}'
+      f'{row.num_better:,}/{row.num_worse:,}  {verdict}{_drawn(found, name)}'
     )
   for name, (a, b) in found.whole.items():
     lines.append(
@@ -286,10 +331,20 @@ def table(found: RunComparison) -> str:
 
 
 def _count(found):
-  row = next(iter(found.rows.values()), None)
-  counted = '' if row is None else f'{row.num_queries:,} queries with a match, '
+  matched = ' with a match' if found.rows else ''
   drawn = 'classes' if found.by_class else 'queries'
-  return f'{counted}{found.num_classes:,} classes; {drawn} resampled'
+  return (
+    f'{found.num_queries:,} queries{matched}, {found.num_classes:,} classes; '
+    f'{drawn} resampled'
+  )
+
+
+def _drawn(found, name):
+  """Says what else than of the other metrics was resampled, if so."""
+  if averages.split_name(name)[0] == 'query':
+    return ''
+  number = found.rows[name].num_queries
+  return f'  ({number:,} {found.resampled(name)} resampled)'
 
 
 def to_json(found: RunComparison) -> str:
@@ -300,13 +355,9 @@ def to_json(found: RunComparison) -> str:
     'set': found.set_name,
     'resampled': 'classes' if found.by_class else 'queries',
     'level': found.level,
+    'num_queries': found.num_queries,
     'num_classes': found.num_classes,
-    'metrics': {
-      name: row._asdict()
-      | {'interval': list(row.interval), 'is_noise': found.is_noise(name)}
-      | {'sentence': found.sentence(name)}
-      for name, row in found.rows.items()
-    },
+    'metrics': {name: _row_to_dict(found, name) for name in found.rows},
     'metrics_of_the_set': {
       name: {'value_a': a, 'value_b': b, 'difference': b - a}
       for name, (a, b) in found.whole.items()
@@ -314,3 +365,16 @@ def to_json(found: RunComparison) -> str:
     'warnings': found.warnings,
   }
   return json.dumps(content, indent=2)
+
+
+def _row_to_dict(found, name):
+  row = found.rows[name]._asdict()
+  over, _ = averages.split_name(name)
+  number = row.pop('num_queries')
+  return row | {
+    f'num_{averages.PLURALS[over]}': number,
+    'interval': list(row['interval']),
+    'resampled': found.resampled(name),
+    'is_noise': found.is_noise(name),
+    'sentence': found.sentence(name),
+  }

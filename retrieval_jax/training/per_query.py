@@ -1,8 +1,8 @@
 """What a run keeps of each query, so that two runs can be compared.
 
 One file beside `results.json`, with the values of every query under every
-metric that is a mean over queries, and what a query is: a name that does not
-depend on where the data lie, and its class.
+metric that is a mean over queries or over groups of them, and what a query is:
+a name that does not depend on where the data lie, its class, and its groups.
 """
 
 import collections
@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from retrieval_jax.core.errors import InputError
+from retrieval_jax.metrics import averages
+from retrieval_jax.metrics.averages import Groups
 
 FILE = 'per_query.npz'
 RESULTS_FILE = 'results.json'
@@ -29,11 +31,14 @@ class QueryValues(NamedTuple):
     names: [Q] what a query is known by, each once.
     classes: [Q] the name of its class, or of its label set.
     values: metric -> [Q] float64, NaN for lone queries.
+    groups: 'class' and 'category' -> which queries are in which, if a metric is
+      a mean over them.
   """
 
   names: list[str]
   classes: list[str]
   values: dict[str, np.ndarray]
+  groups: dict[str, Groups]
 
 
 def unique_names(names: Iterable[str]) -> list[str]:
@@ -58,6 +63,9 @@ def to_bytes(sets: Mapping[str, QueryValues]) -> bytes:
     arrays[f'{name}/classes'] = _pack(queries.classes)
     for metric, values in queries.values.items():
       arrays[f'{name}/values/{metric}'] = values
+    for over, groups in queries.groups.items():
+      for field, rows in groups._asdict().items():
+        arrays[f'{name}/groups/{over}/{field}'] = rows
   buffer = io.BytesIO()
   np.savez_compressed(buffer, **arrays)
   return buffer.getvalue()
@@ -96,7 +104,7 @@ def read(workdir: str, set_name: str, expected: str | None) -> QueryValues:
     )
   try:
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-      prefix = f'{set_name}/values/'
+      prefix, groups = f'{set_name}/values/', f'{set_name}/groups'
       return QueryValues(
         _unpack(arrays[f'{set_name}/names']),
         _unpack(arrays[f'{set_name}/classes']),
@@ -104,6 +112,13 @@ def read(workdir: str, set_name: str, expected: str | None) -> QueryValues:
           key.removeprefix(prefix): arrays[key]
           for key in arrays.files
           if key.startswith(prefix)
+        },
+        {
+          over: Groups(
+            *(arrays[f'{groups}/{over}/{field}'] for field in Groups._fields)
+          )
+          for over in averages.PREFIXES.values()
+          if f'{groups}/{over}/ids' in arrays.files
         },
       )
   except (zipfile.BadZipFile, ValueError, KeyError) as error:

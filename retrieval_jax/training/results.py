@@ -151,27 +151,28 @@ def write_results(
 
 
 def _intervals(measured):
-  """Returns the 95 % interval of each mean over queries."""
-  values = _means_over_queries(measured)
-  return uncertainty.confidence_intervals(values) if values else {}
-
-
-def _means_over_queries(measured):
-  """Returns the values per query that a metric is the plain mean of."""
-  return {
-    name: values
-    for name, values in measured.result.per_query.items()
-    if averages.split_name(name)[0] == 'query'
-  }
+  """Returns the 95 % interval of each mean, over queries or over groups."""
+  result = measured.result
+  samples, intervals = {}, {}
+  for name, values in result.per_query.items():
+    over, _ = averages.split_name(name)
+    samples.setdefault(over, {})[name] = averages.averaged_values(
+      name, values, result.groups
+    )
+  for values in samples.values():
+    intervals |= uncertainty.confidence_intervals(values)
+  return {name: intervals[name] for name in result.per_query}
 
 
 def _query_values(dataset, measured) -> per_query.QueryValues:
-  query = measured.group.query
+  query, result = measured.group.query, measured.result
+  overs = {averages.split_name(name)[0] for name in result.per_query}
   (classes,), names = dataset.display_classes(query.labels)
   return per_query.QueryValues(
     per_query.unique_names(map(query.identify, range(len(query)))),
     [names[label] for label in classes],
-    _means_over_queries(measured),
+    dict(result.per_query),
+    {over: groups for over, groups in result.groups.items() if over in overs},
   )
 
 

@@ -8,18 +8,25 @@ import pytest
 
 from retrieval_jax import compare
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.metrics import uncertainty
+from retrieval_jax.metrics import averages, uncertainty
+from retrieval_jax.metrics.averages import Groups
 from retrieval_jax.training import comparison, loop, per_query
 
 pytestmark = pytest.mark.usefixtures('no_drawings')
 
 
-def _write_run(folder, values, *, names=None, classes=None, **evaluation):
+def _write_run(
+  folder, values, *, names=None, classes=None, groups=None, **evaluation
+):
   """A workdir as `write_results` leaves it, with given values per query."""
   size = len(values)
   names = names or [f'{i}.png' for i in range(size)]
   classes = classes or [f'class {i // 4}' for i in range(size)]
-  queries = per_query.QueryValues(names, classes, {'precision_at_1': values})
+  by_metric = {'precision_at_1': values}
+  for prefix, over in averages.PREFIXES.items():
+    if groups and over in groups:
+      by_metric[f'{prefix}precision_at_1'] = values
+  queries = per_query.QueryValues(names, classes, by_metric, groups or {})
   content = per_query.to_bytes({'test': queries})
   protocol = {'similarity': 'cosine', 'gallery_size': 50}
   evaluation = {
@@ -110,6 +117,78 @@ def test_other_queries_are_refused_and_shared_ones_compared(tmp_path):
     comparison.compare_runs(run_a, run_d)
 
 
+def _class_means(values, labels):
+  return np.array([np.nanmean(values[labels == k]) for k in np.unique(labels)])
+
+
+def test_macro_averages_are_compared_over_their_groups(tmp_path, capsys):
+  labels = np.repeat(np.arange(8), [60, 40, 30, 30, 20, 10, 9, 1])
+  categories = np.array([0, 0, 1, 1, 2, 2, -1, 3])[labels]
+  a, b = _values(0.4), _values(0.8, seed=1)
+  a[labels == 7] = b[labels == 7] = np.nan  # The class of one image is lone.
+  order = np.random.default_rng(2).permutation(200)
+  runs = []
+  for name, values, rows, number in (
+    ('a', a, np.arange(200), labels),
+    ('b', b, order, 10 - labels),  # Numbered otherwise in another run.
+  ):
+    groups = {
+      'class': Groups.of_labels(number[rows]),
+      'category': Groups.of_categories(categories[rows]),
+    }
+    folder = _write_run(
+      tmp_path / name,
+      values[rows],
+      names=[f'{i}.png' for i in rows],
+      classes=[f'class {labels[i]}' for i in rows],
+      groups=groups,
+    )
+    runs.append(folder)
+  found = comparison.compare_runs(*runs)
+  assert found.whole.keys() == {'auroc'}
+  lone = labels < 7
+  means = [_class_means(v[lone], labels[lone]) for v in (a, b)]
+  row = found.rows['macro_precision_at_1']
+  assert row == uncertainty.compare(*means)
+  assert row.mean_a == pytest.approx(means[0].mean())
+  assert row.num_queries == 7
+  in_one = (categories >= 0) & lone
+  assert found.rows['category_macro_precision_at_1'] == uncertainty.compare(
+    *(_class_means(v[in_one], categories[in_one]) for v in (a, b))
+  )
+  by_class = comparison.compare_runs(*runs, by_class=True)
+  assert by_class.rows['macro_precision_at_1'] == row
+  # A verdict in words, in the table, and for programs.
+  name = 'macro_precision_at_1'
+  assert compare.main([*runs, f'--metric={name}', '--over=classes']) == 0
+  table = capsys.readouterr().out
+  assert '199 queries with a match, 7 classes; classes resampled' in table
+  assert '(7 classes resampled)' in table
+  assert f'B is better than A in {name}' in table
+  assert 'the choice of the classes' in table
+  assert compare.main([*runs, '--json']) == 0
+  rows = json.loads(capsys.readouterr().out)['metrics']
+  assert rows[name]['num_classes'] == 7
+  assert rows['precision_at_1']['num_queries'] == 199
+  assert rows['category_macro_precision_at_1']['num_categories'] == 3
+  assert rows['category_macro_precision_at_1']['resampled'] == 'categories'
+
+
+def test_macro_averages_of_other_groups_are_refused(tmp_path):
+  values, halves = _values(0.5), np.arange(200) % 2
+  run_a, run_b = (
+    _write_run(tmp_path / name, values, groups={'category': groups})
+    for name, groups in (
+      ('a', Groups.of_categories(halves)),
+      ('b', Groups.of_categories(np.arange(200) // 100)),
+    )
+  )
+  with pytest.raises(InputError, match='categories of the queries differ'):
+    comparison.compare_runs(run_a, run_b)
+  found = comparison.compare_runs(run_a, run_b, names=['precision_at_1'])
+  assert found.rows.keys() == {'precision_at_1'}
+
+
 def test_what_else_differs_is_said(tmp_path):
   run_a = _write_run(tmp_path / 'a', _values(0.5))
   protocol = {'similarity': 'cosine', 'gallery_size': 99}
@@ -166,16 +245,20 @@ def test_a_mistake_is_one_line_and_status_2(
 
 
 def test_a_run_that_was_trained_is_compared(make_config, tmp_path, capsys):
-  names = ('precision_at_1', 'auroc', 'effective_rank', 'uniformity')
+  names = (
+    *('precision_at_1', 'macro_precision_at_1'),
+    *('auroc', 'effective_rank', 'uniformity'),
+  )
   config = make_config('circle', num_train_steps=2, eval_every_steps=1)
   config.eval.metrics = names
   loop.train_and_evaluate(config, str(tmp_path / 'a'))
   results = json.loads((tmp_path / 'a' / 'results.json').read_text())
   test = results['evaluations']['test']
   assert set(test['metrics']) == set(names)
-  assert set(test['intervals']) == {'precision_at_1'}
-  low, high = test['intervals']['precision_at_1']
-  assert low <= test['metrics']['precision_at_1'] <= high
+  assert tuple(test['intervals']) == names[:2]
+  for name in names[:2]:
+    low, high = test['intervals'][name]
+    assert low <= test['metrics'][name] <= high
   page = (tmp_path / 'a' / 'report.html').read_text()
   assert 'effective_rank on the test set' in page
   assert not list((tmp_path / 'a').glob('*.tmp'))
@@ -184,3 +267,4 @@ def test_a_run_that_was_trained_is_compared(make_config, tmp_path, capsys):
   table = capsys.readouterr().out
   assert '40 queries with a match, 10 classes' in table
   assert 'effective_rank' in table
+  assert '(10 classes resampled)' in table
