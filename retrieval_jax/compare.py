@@ -54,7 +54,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     help='compare on the shared queries, where one run has others too',
   )
   parser.add_argument('--level', type=float, default=0.95)
-  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--seed', type=command_line.natural(0), default=0)
   parser.add_argument(
     '--json', action='store_true', help='print one JSON object'
   )
@@ -79,7 +79,7 @@ def run(argv: Sequence[str]) -> None:
     seed=flags.seed,
   )
   show = comparison.to_json if flags.json else comparison.table
-  print(show(found))
+  command_line.echo(show(found))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from retrieval_jax.metrics.averages import GroupMeans, Groups
 from retrieval_jax.metrics.curves import CurveSums, RankingCurves
 from retrieval_jax.metrics.ignored import Ignored
 from retrieval_jax.metrics.ranks import RESOLUTION, Ranks
+from retrieval_jax.metrics.ties import Values
 
 # Of (positive, negative) pairs. Distinct embeddings stay near 1e-6; where a
 # fifth of the rows has collapsed to a point it is about 0.2 ** 3.
@@ -120,7 +121,7 @@ def summarize(
   expected, lowest, highest = (
     {base: np.full(num_queries, np.nan) for base in rows} for _ in range(3)
   )
-  num_ranked, tie_sum = 0, 0.0
+  is_ranked, tie_sum = np.zeros(num_queries, bool), 0.0
   curve_sums = CurveSums() if curves else None
   for block in blocks:
     if curve_sums is not None:
@@ -129,14 +130,19 @@ def summarize(
       expected[base][block.queries] = values.expected
       lowest[base][block.queries] = values.lowest
       highest[base][block.queries] = values.highest
-    num_ranked += len(block.queries)
+    is_ranked[block.queries] = True
     tie_sum += float(definitions.tie_rates(block, num_candidates).sum())
+  num_ranked = int(is_ranked.sum())
   if not num_ranked:
     raise InputError(no_positive)
-  definitions.check_invariants(expected)
-  has_value = ~np.isnan(next(iter(expected.values())))
+  definitions.check_invariants(
+    {
+      base: Values(*(x[base][is_ranked] for x in (expected, lowest, highest)))
+      for base in rows
+    }
+  )
   for name, (over, _) in split.items():
-    if over != 'query' and not has_value[groups[over].queries].any():
+    if over != 'query' and not is_ranked[groups[over].queries].any():
       raise InputError(
         f'{name} asks for a mean by {over}, but no {over} has a query with a '
         f'value; allowed are data with a {over} (of at least 0) for a query '
@@ -146,6 +152,7 @@ def summarize(
   for name, (over, base) in split.items():
     average = functools.partial(averages.mean, groups=groups.get(over))
     means[name] = average(expected[base])
+    # The ends hold by query; their means may cross in the last digit.
     ranges[name] = (
       min(average(lowest[base]), means[name]),
       max(average(highest[base]), means[name]),

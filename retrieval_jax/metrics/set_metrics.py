@@ -32,8 +32,10 @@ class SetMetric(NamedTuple):
     definition: one sentence.
     source: the pass that it is read from, a key of `_PASSES`.
     read: what the pass returns -> the value, or None if it has none.
-    low: the smallest value that there can be.
+    low: the smallest value that there can be of any data.
     high: the largest.
+    limits: what the pass returns -> (low, high) of these data, where they are
+      narrower.
     at: the rate that the pass has to find a threshold for, if any.
     higher_is_better: whether it is; None: neither way.
   """
@@ -43,6 +45,7 @@ class SetMetric(NamedTuple):
   read: Callable[[Any], float]
   low: float = 0.0
   high: float = 1.0
+  limits: Callable[[Any], tuple[float, float]] | None = None
   at: float | None = None
   higher_is_better: bool | None = True
 
@@ -108,6 +111,7 @@ SET_METRICS = {
     ),
     low=1.0,
     high=np.inf,
+    limits=lambda found: (1.0, len(found.second_moments)),
     higher_is_better=None,
   ),
   'covariance_effective_rank': SetMetric(
@@ -117,6 +121,7 @@ SET_METRICS = {
     lambda found: embedding_health.effective_rank(found.variances),
     low=1.0,
     high=np.inf,
+    limits=lambda found: (1.0, len(found.variances)),
     higher_is_better=None,
   ),
   'hubness': SetMetric(
@@ -126,6 +131,7 @@ SET_METRICS = {
     embedding_health.hubness,
     low=-np.inf,
     high=np.inf,
+    limits=embedding_health.hubness_limits,
     higher_is_better=False,
   ),
   'antihub_share': SetMetric(
@@ -197,6 +203,7 @@ def _pcf(share):
     'gallery rows, divided by D',
     'spectrum',
     lambda found: embedding_health.component_share(found.variances, share),
+    limits=lambda found: (1 / len(found.variances), 1.0),
     higher_is_better=None,
   )
 
@@ -352,9 +359,11 @@ def measure(names: Sequence[str], task: pairs.Task) -> SetValues:
 def _within_bounds(name, row, found):
   """Returns the value; an impossible one is a defect, not a user's mistake."""
   value = float(row.read(found))
-  if not row.low - _SLACK <= value <= row.high + _SLACK:
-    raise AssertionError(f'{name} is {value}, outside [{row.low}, {row.high}]')
-  return min(max(value, row.low), row.high)
+  low, high = row.limits(found) if row.limits else (row.low, row.high)
+  slack = _SLACK * max(1.0, abs(low), abs(high))
+  if not low - slack <= value <= high + slack:
+    raise AssertionError(f'{name} is {value}, outside [{low}, {high}]')
+  return float(min(max(value, low), high))
 
 
 def _facts(found: Mapping[str, Any]) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retrieval_jax.core.errors import InputError, unknown_name
+from retrieval_jax.core.strings import printable
 from retrieval_jax.metrics import averages, uncertainty
 from retrieval_jax.training import per_query
 
@@ -18,6 +19,9 @@ _PROTOCOL = {
   'gallery_size': 'numbers of gallery images',
   'self_excluded': 'answers to whether a query is excluded from its ranking',
 }
+
+
+_MEASURE = 'measure the run again with --mode=evaluate'
 
 
 class RunComparison(NamedTuple):
@@ -185,19 +189,38 @@ def _read_results(workdir: str) -> dict[str, Any]:
   path = os.path.join(workdir, per_query.RESULTS_FILE)
   if not os.path.isfile(path):
     raise InputError(
-      f'{workdir} is not the workdir of a run with results: it has no '
+      f'{printable(workdir)} is not the workdir of a run with results: it has no '
       f'{per_query.RESULTS_FILE}; give a folder that training has finished in'
     )
   try:
     with open(path, encoding='utf-8') as file:
       results = json.load(file)
-    results['evaluations'], results['step']
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (OSError, ValueError) as error:
     raise InputError(
-      f'{path} is no results file ({error!r}): measure the run again with '
-      '--mode=evaluate'
+      f'{printable(path)} is no results file ({error}): {_MEASURE}'
     ) from error
+  if not _are_results(results):
+    raise InputError(
+      f'{printable(path)} is no results file: it lacks a step, or evaluations '
+      f'with their metrics and protocol: {_MEASURE}'
+    )
   return results
+
+
+def _are_results(results) -> bool:
+  """Returns whether a JSON value has what is read here of `results.json`."""
+  if not isinstance(results, dict) or not isinstance(results.get('step'), int):
+    return False
+  evaluations = results.get('evaluations')
+  return (
+    isinstance(evaluations, dict)
+    and bool(evaluations)
+    and all(
+      isinstance(found, dict) and isinstance(found.get(part), dict)
+      for found in evaluations.values()
+      for part in ('metrics', 'protocol')
+    )
+  )
 
 
 def _choose_set(workdirs, results, set_name):
@@ -209,7 +232,7 @@ def _choose_set(workdirs, results, set_name):
   for workdir, names in zip(workdirs, known, strict=True):
     if set_name not in names:
       raise InputError(
-        f'--set={set_name} was not measured in {workdir}; allowed is one of '
+        f'--set={set_name} was not measured in {printable(workdir)}; allowed is one of '
         f'{", ".join(names)}'
       )
   return set_name
@@ -220,6 +243,7 @@ def _match(workdirs, queries, shared_only):
   place = [{name: i for i, name in enumerate(q.names)} for q in queries]
   shared = [name for name in queries[0].names if name in place[1]]
   sizes = [len(q.names) for q in queries]
+  workdirs = [printable(workdir) for workdir in workdirs]
   all_shared = len(shared) == sizes[0] == sizes[1]
   if not shared or not (all_shared or shared_only):
     cure = (
@@ -327,7 +351,7 @@ def table(found: RunComparison) -> str:
     'Another seed of the training is not in these intervals: compare several '
     'runs of each for that.'
   )
-  return '\n'.join(lines)
+  return '\n'.join(printable(line) for line in lines)
 
 
 def _count(found):

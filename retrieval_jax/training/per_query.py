@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from retrieval_jax.core.errors import InputError
+from retrieval_jax.core.strings import printable
 from retrieval_jax.metrics import averages
 from retrieval_jax.metrics.averages import Groups
 
@@ -47,11 +48,22 @@ def unique_names(names: Iterable[str]) -> list[str]:
   Example:
     >>> unique_names(['a.png', 'b.png', 'a.png'])
     ['a.png', 'b.png', 'a.png #2']
+    >>> unique_names(['a.png', 'a.png', 'a.png #2'])
+    ['a.png', 'a.png #3', 'a.png #2']
   """
-  seen, unique = collections.Counter(), []
+  names = list(names)
+  # A number that makes the name of another image is passed over.
+  taken, numbers = set(names), collections.Counter()
+  unique = []
   for name in names:
-    seen[name] += 1
-    unique.append(name if seen[name] == 1 else f'{name} #{seen[name]}')
+    numbers[name] += 1
+    if numbers[name] == 1:
+      unique.append(name)
+      continue
+    while (numbered := f'{name} #{numbers[name]}') in taken:
+      numbers[name] += 1
+    taken.add(numbered)
+    unique.append(numbered)
   return unique
 
 
@@ -88,18 +100,19 @@ def read(workdir: str, set_name: str, expected: str | None) -> QueryValues:
     InputError: if the file is missing, or not the one of these results.
   """
   path = os.path.join(workdir, FILE)
+  shown = printable(path)
   cure = 'measure the run again with --mode=evaluate'
   try:
     with open(path, 'rb') as file:
       content = file.read()
   except OSError as error:
     raise InputError(
-      f'{path} cannot be read ({error.strerror}); it holds the values of each '
+      f'{shown} cannot be read ({error.strerror}); it holds the values of each '
       f'query: {cure}'
     ) from error
   if checksum(content) != expected:
     raise InputError(
-      f'{path} is damaged, or of other results than the results.json beside '
+      f'{shown} is damaged, or of other results than the results.json beside '
       f'it: {cure}'
     )
   try:
@@ -122,7 +135,7 @@ def read(workdir: str, set_name: str, expected: str | None) -> QueryValues:
         },
       )
   except (zipfile.BadZipFile, ValueError, KeyError) as error:
-    raise InputError(f'{path} cannot be read ({error}): {cure}') from error
+    raise InputError(f'{shown} cannot be read ({error}): {cure}') from error
 
 
 def _pack(strings):

@@ -10,7 +10,13 @@ import pytest
 
 from retrieval_jax import metrics
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.metrics import clustering, pairs, set_metrics, verification
+from retrieval_jax.metrics import (
+  clustering,
+  embedding_health,
+  pairs,
+  set_metrics,
+  verification,
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAMES = (
@@ -95,6 +101,38 @@ def test_impossible_values_are_a_defect(monkeypatch):
   x, labels = _data()
   with pytest.raises(AssertionError, match='auroc is 95.7, outside'):
     metrics.retrieval_metrics(x, labels, metrics=('auroc',))
+
+
+@pytest.mark.parametrize(
+  'name, value, bounds',
+  [
+    ('effective_rank', 8.1, '1.0, 8'),
+    ('covariance_effective_rank', 8.1, '1.0, 8'),
+    ('covariance_effective_rank', 0.9, '1.0, 8'),
+    ('pcf', 0.1, '0.125, 1.0'),
+    ('hubness', 7.8, '-7.747'),
+    ('hubness', -7.8, '-7.747'),
+    ('hubness', np.nan, '-7.747'),
+  ],
+)
+def test_bounds_are_those_of_the_data(monkeypatch, name, value, bounds):
+  row = set_metrics.SET_METRICS[name]._replace(read=lambda found: value)
+  monkeypatch.setitem(set_metrics.SET_METRICS, name, row)
+  x, labels = _data()  # 63 rows of dimension 8.
+  with pytest.raises(AssertionError, match=rf'outside \[{bounds}'):
+    metrics.retrieval_metrics(x, labels, metrics=(name,))
+
+
+def test_bounds_can_be_reached():
+  # One row that all others are nearest to; directions that are used alike.
+  for number in (1, 2, 3, 50, 10_000):
+    occurrences = np.append(np.zeros(number - 1), 7.0)
+    _, high = embedding_health.hubness_limits(occurrences)
+    assert embedding_health.hubness(occurrences) == pytest.approx(high)
+  x, labels = np.concatenate([np.eye(4), -np.eye(4)]), np.arange(8) % 2
+  names = ('effective_rank', 'covariance_effective_rank', 'pcf_1.0')
+  found = metrics.evaluate_retrieval(x, labels, metrics=names).metrics
+  assert found == pytest.approx({names[0]: 4, names[1]: 4, names[2]: 1})
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Runs that are compared: matched, refused, told apart from noise."""
 
+import contextlib
+import io
 import json
 import os
 
@@ -203,6 +205,15 @@ def test_names_that_come_twice_stay_apart(tmp_path):
   names = ['é\udcff\n.png', 'b', 'b', 'b']
   unique = per_query.unique_names(names)
   assert len(set(unique)) == 4
+  for twins in (
+    ['a', 'a', 'a #2'],
+    ['a #2', 'a', 'a', 'a #2', 'a #2 #2', 'a #3', 'a'],
+  ):
+    found = per_query.unique_names(twins)
+    assert len(set(found)) == len(twins)
+    assert [found.index(name) for name in set(twins)] == [
+      twins.index(name) for name in set(twins)
+    ]
   run = _write_run(tmp_path / 'a', np.arange(4.0), names=unique)
   results = json.loads((tmp_path / 'a' / 'results.json').read_text())
   read = per_query.read(run, 'test', results['per_query'])
@@ -214,6 +225,10 @@ def _break_values(run):
   content = bytearray((run / 'per_query.npz').read_bytes())
   content[len(content) // 2] ^= 255
   (run / 'per_query.npz').write_bytes(content)
+
+
+def _with_results(text):
+  return lambda run: (run / 'results.json').write_text(text)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +243,18 @@ def _break_values(run):
     (_break_values, [], 'is damaged'),
     (lambda run: os.remove(run / 'per_query.npz'), [], '--mode=evaluate'),
     (lambda run: os.remove(run / 'results.json'), [], 'is not the workdir'),
-    (lambda run: (run / 'results.json').write_text('{'), [], 'no results file'),
+    (_with_results('{'), [], 'no results file'),
+    (_with_results('[]'), [], 'no results file'),
+    (_with_results('{"evaluations": {"test": {}}}'), [], 'lacks a step'),
+    *(
+      (
+        _with_results(f'{{"step": 1, "evaluations": {part}}}'),
+        [],
+        'evaluations',
+      )
+      for part in ('{}', '[]', '{"test": []}', '{"test": {"metrics": {}}}')
+    ),
+    (None, ['--seed=-1'], "'-1' is not allowed"),
   ],
 )
 def test_a_mistake_is_one_line_and_status_2(
@@ -242,6 +268,28 @@ def test_a_mistake_is_one_line_and_status_2(
   error = capsys.readouterr().err
   assert words in error
   assert error.count('\n') == 1
+
+
+@pytest.mark.parametrize('name', ('\udcff', 'é', 'two\nlines\x1b[2J'))
+def test_any_name_of_a_workdir_is_a_line_of_any_terminal(tmp_path, name):
+  run_a = _write_run(tmp_path / f'a{name}', _values(0.5))
+  run_b = _write_run(tmp_path / 'b', _values(0.9))
+  terminal = io.TextIOWrapper(io.BytesIO(), 'ascii')
+  with contextlib.redirect_stdout(terminal):
+    assert compare.main([run_a, run_b]) == 0
+  terminal.flush()
+  table = terminal.buffer.getvalue().decode('ascii')
+  (line,) = (line for line in table.split('\n') if line.startswith('  A  '))
+  assert line.endswith('(step 7)')
+  assert '\x1b' not in table
+  error = io.StringIO()
+  with contextlib.redirect_stderr(error):
+    os.remove(tmp_path / f'a{name}' / 'per_query.npz')
+    assert compare.main([run_a, run_b]) == 2
+    assert compare.main([run_b, run_a, '--set=hard']) == 2
+    os.remove(tmp_path / f'a{name}' / 'results.json')
+    assert compare.main([run_a, run_b]) == 2
+  assert error.getvalue().count('\n') == 3
 
 
 def test_a_run_that_was_trained_is_compared(make_config, tmp_path, capsys):
