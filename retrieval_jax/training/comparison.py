@@ -189,8 +189,8 @@ def _read_results(workdir: str) -> dict[str, Any]:
   path = os.path.join(workdir, per_query.RESULTS_FILE)
   if not os.path.isfile(path):
     raise InputError(
-      f'{printable(workdir)} is not the workdir of a run with results: it has no '
-      f'{per_query.RESULTS_FILE}; give a folder that training has finished in'
+      f'{printable(workdir)} is not the workdir of a run with results: it has '
+      f'no {per_query.RESULTS_FILE}; give a folder that training has finished in'
     )
   try:
     with open(path, encoding='utf-8') as file:
@@ -232,8 +232,8 @@ def _choose_set(workdirs, results, set_name):
   for workdir, names in zip(workdirs, known, strict=True):
     if set_name not in names:
       raise InputError(
-        f'--set={set_name} was not measured in {printable(workdir)}; allowed is one of '
-        f'{", ".join(names)}'
+        f'--set={set_name} was not measured in {printable(workdir)}; allowed '
+        f'is one of {", ".join(names)}'
       )
   return set_name
 
