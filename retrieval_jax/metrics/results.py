@@ -106,12 +106,13 @@ def summarize(
     num_candidates: rows of a ranking, unless the ranks say it of each query.
     groups: that the queries are in.
     protocol: what the ranks were found by; `num_zero_embeddings` is read.
-    no_positive: the message if no query has a positive.
-    curves: whether the result has them.
+    no_positive: the message if no query has a positive but metrics are asked
+      for.
+    curves: whether the result has them, if a query has a positive.
 
   Raises:
-    InputError: if no query has a positive, or groups are asked for that are not
-      known, or none of them has a query with a positive.
+    InputError: if metrics are asked for and no query has a positive, or groups
+      that are not known, or of which none has a query with a positive.
   """
   split = {name: averages.split_name(name) for name in names}
   for name, (over, _) in split.items():
@@ -133,7 +134,7 @@ def summarize(
     is_ranked[block.queries] = True
     tie_sum += float(definitions.tie_rates(block, num_candidates).sum())
   num_ranked = int(is_ranked.sum())
-  if not num_ranked:
+  if names and not num_ranked:
     raise InputError(no_positive)
   definitions.check_invariants(
     {
@@ -157,7 +158,7 @@ def summarize(
       min(average(lowest[base]), means[name]),
       max(average(highest[base]), means[name]),
     )
-  tie_rate = tie_sum / num_ranked
+  tie_rate = tie_sum / max(num_ranked, 1)
   sizes = {
     f'num_{averages.PLURALS[over]}': len(
       averages.group_means(expected[base], groups[over]).ids
@@ -186,7 +187,7 @@ def summarize(
       name: (lowest[base], highest[base]) for name, (_, base) in split.items()
     },
     groups=groups,
-    curves=None if curve_sums is None else curve_sums.curves(),
+    curves=curve_sums.curves() if curves and num_ranked else None,
   )
 
 

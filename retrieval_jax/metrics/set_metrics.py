@@ -369,8 +369,8 @@ def _within_bounds(name, row, found):
 def _facts(found: Mapping[str, Any]) -> dict[str, int]:
   facts = {}
   if 'pairs' in found:
-    facts['num_positive_pairs'] = found['pairs'].roc.num_positives
-    facts['num_negative_pairs'] = found['pairs'].roc.num_negatives
+    facts['num_positive_pairs'] = found['pairs'].num_positives
+    facts['num_negative_pairs'] = found['pairs'].num_negatives
   if 'open_set' in found:
     facts['num_unknown_queries'] = found['open_set'].roc.num_negatives
   return facts

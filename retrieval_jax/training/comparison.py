@@ -190,7 +190,8 @@ def _read_results(workdir: str) -> dict[str, Any]:
   if not os.path.isfile(path):
     raise InputError(
       f'{printable(workdir)} is not the workdir of a run with results: it has '
-      f'no {per_query.RESULTS_FILE}; give a folder that training has finished in'
+      f'no {per_query.RESULTS_FILE}; give a folder that training has finished '
+      'in'
     )
   try:
     with open(path, encoding='utf-8') as file:

@@ -247,8 +247,9 @@ def _report_data(
 
 def _pairs(config, measured) -> dict[str, Any]:
   """Returns what the page shows of the similarities of pairs."""
-  if measured.result.pairs is not None:
-    return {'pairs': measured.result.pairs}
+  known = measured.result.pairs
+  if known is not None and known.operating_points is not None:
+    return {'pairs': known}
   group = measured.group
   if group.benchmark:
     note = 'Pairs are not shown: the benchmark judges rankings alone.'
@@ -269,6 +270,7 @@ def _pairs(config, measured) -> dict[str, Any]:
   )
   try:
     found = verification.verify(task)
+    _ = found.roc  # Raises where all pairs are of one kind.
   except InputError as error:  # One kind, too little memory, or ignored rows.
     return {'pairs_note': f'Pairs are not shown: {error}.'}
   note = ''

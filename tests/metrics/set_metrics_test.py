@@ -95,6 +95,38 @@ def test_what_is_undefined_is_left_out_and_said():
   assert 'not label sets' in result.protocol['warnings'][-1]
 
 
+@pytest.mark.parametrize('labels', (np.arange(12), np.zeros(12, int)))
+def test_what_needs_no_positive_or_no_negative_has_a_value(labels):
+  x = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+  names = ('uniformity', 'alignment', 'nmi', 'effective_rank', 'auroc')
+  result = metrics.evaluate_retrieval(x, labels, metrics=names, curves=True)
+  unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+  squares = ((unit[:, None] - unit) ** 2).sum(axis=2)[np.triu_indices(12, 1)]
+  expected = {'uniformity': np.log(np.exp(-2 * squares).mean())}
+  if labels.any():
+    lacking, kind = 'alignment, auroc', 'are relevant'
+    assert result.protocol['num_lone_queries'] == 12
+    assert result.curves is None
+  else:
+    expected['alignment'] = squares.mean()
+    lacking, kind = 'auroc', 'are not relevant'
+  assert result.metrics.keys() == {*names} - {*lacking.split(', ')}
+  for name, value in expected.items():
+    assert result.metrics[name] == pytest.approx(value, abs=1e-5)
+  (warning,) = result.protocol['warnings']
+  assert warning.startswith(f'no value of {lacking}: ') and kind in warning
+  sizes = 66 * labels.any(), 66 * (not labels.any())
+  assert result.protocol['num_negative_pairs'] == sizes[0]
+  assert result.protocol['num_positive_pairs'] == sizes[1]
+
+
+def test_rankings_need_a_positive_where_they_are_asked_for():
+  with pytest.raises(InputError, match='none of the 4 queries'):
+    metrics.retrieval_metrics(
+      np.eye(4), np.arange(4), metrics=('uniformity', 'precision_at_1')
+    )
+
+
 def test_impossible_values_are_a_defect(monkeypatch):
   row = set_metrics.SET_METRICS['auroc']._replace(read=lambda found: 95.7)
   monkeypatch.setitem(set_metrics.SET_METRICS, 'auroc', row)
