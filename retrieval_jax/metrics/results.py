@@ -36,8 +36,9 @@ class RetrievalResult:
       ignored (if rows are), num_classes and num_categories (of macro averages),
       tie_rate (mean share of a query's (positive, negative) pairs that tie),
       tie_resolution (similarities that round to the same multiple tie),
-      definitions (name -> sentence) and warnings (sentences, usually none).
-      JSON types only.
+      thresholds (name -> the similarity that a metric of the whole set is found
+      at, None: nothing is accepted), definitions (name -> sentence) and
+      warnings (sentences, usually none). JSON types only.
     per_query: name -> [Q] float64, NaN for lone queries.
     per_query_ranges: name -> ([Q], [Q]) float64, the lowest and the highest.
     groups: 'class' and 'category' -> which queries are in which, if known.

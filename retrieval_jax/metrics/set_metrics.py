@@ -38,6 +38,8 @@ class SetMetric(NamedTuple):
       narrower.
     at: the rate that the pass has to find a threshold for, if any.
     higher_is_better: whether it is; None: neither way.
+    threshold: what the pass returns -> the similarity that the value is found
+      at, if it is at one.
   """
 
   definition: str
@@ -48,6 +50,7 @@ class SetMetric(NamedTuple):
   limits: Callable[[Any], tuple[float, float]] | None = None
   at: float | None = None
   higher_is_better: bool | None = True
+  threshold: Callable[[Any], float] | None = None
 
 
 SET_METRICS = {
@@ -73,11 +76,13 @@ SET_METRICS = {
     'largest F1 of accepting pairs by one threshold',
     'pairs',
     lambda found: found.roc.best_f1.f1,
+    threshold=lambda found: found.roc.best_f1.threshold,
   ),
   'best_accuracy': SetMetric(
     'largest share of pairs that one threshold decides rightly',
     'pairs',
     lambda found: found.roc.best_accuracy.accuracy,
+    threshold=lambda found: found.roc.best_accuracy.threshold,
   ),
   'uniformity': SetMetric(
     'log of the mean over all pairs of exp(-2 d^2), d the Euclidean distance '
@@ -163,6 +168,7 @@ def _tpr_at_fpr(rate):
     'pairs',
     lambda found: found.roc.at_fpr[rate].recall,
     at=rate,
+    threshold=lambda found: found.roc.at_fpr[rate].threshold,
   )
 
 
@@ -173,6 +179,7 @@ def _fnmr_at_fmr(rate):
     'pairs',
     lambda found: found.roc.at_fpr[rate].false_non_match_rate,
     at=rate,
+    threshold=lambda found: found.roc.at_fpr[rate].threshold,
     higher_is_better=False,
   )
 
@@ -184,6 +191,7 @@ def _open_set_tpr_at_fpr(rate):
     'open_set',
     lambda found: found.roc.at_fpr[rate].recall,
     at=rate,
+    threshold=lambda found: found.roc.at_fpr[rate].threshold,
   )
 
 
@@ -194,6 +202,7 @@ def _dir_at_far(rate):
     'open_set',
     lambda found: found.identified[rate],
     at=rate,
+    threshold=lambda found: found.roc.at_fpr[rate].threshold,
   )
 
 
@@ -296,6 +305,8 @@ class SetValues(NamedTuple):
     metrics: name -> value, of those that have one.
     definitions: name -> sentence, likewise.
     facts: what they were computed on, for the protocol.
+    thresholds: name -> the similarity from which on is accepted, of those that
+      are found at one; None: nothing is accepted, as JSON has no infinity.
     warnings: a sentence for each pass that has no value.
     pairs: what all pairs say, if a metric needed them.
   """
@@ -303,6 +314,7 @@ class SetValues(NamedTuple):
   metrics: dict[str, float]
   definitions: dict[str, str]
   facts: dict[str, int]
+  thresholds: dict[str, float | None]
   warnings: list[str]
   pairs: verification.Verification | None
 
@@ -351,6 +363,11 @@ def measure(names: Sequence[str], task: pairs.Task) -> SetValues:
     values,
     {name: rows[name].definition for name in values},
     _facts(found),
+    {
+      name: _finite(rows[name].threshold(found[rows[name].source]))
+      for name in values
+      if rows[name].threshold
+    },
     warnings,
     found.get('pairs'),
   )
@@ -364,6 +381,10 @@ def _within_bounds(name, row, found):
   if not low - slack <= value <= high + slack:
     raise AssertionError(f'{name} is {value}, outside [{low}, {high}]')
   return float(min(max(value, low), high))
+
+
+def _finite(threshold):
+  return float(threshold) if np.isfinite(threshold) else None
 
 
 def _facts(found: Mapping[str, Any]) -> dict[str, int]:
@@ -395,6 +416,8 @@ def join(result, values: SetValues, names: Sequence[str]):
   definitions = result.protocol['definitions'] | values.definitions
   protocol = result.protocol | values.facts
   protocol['definitions'] = {n: definitions[n] for n in names if n in metrics}
+  if values.thresholds:
+    protocol['thresholds'] = values.thresholds
   protocol['warnings'] = result.protocol['warnings'] + values.warnings
   return dataclasses.replace(
     result,

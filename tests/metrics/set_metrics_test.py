@@ -56,6 +56,36 @@ def test_all_stand_beside_rankings_in_the_order_asked_for():
   assert protocol['num_negative_pairs'] == 63 * 62 / 2 - 270
   assert protocol['num_unknown_queries'] == 3
   assert result.pairs.roc.auroc == found['auroc']
+  assert protocol['thresholds'].keys() == {
+    *('best_f1', 'best_accuracy', 'tpr_at_fpr_0.1', 'fnmr_at_fmr_0.1'),
+    *('open_set_tpr_at_fpr_0.1', 'dir_at_far_0.1'),
+  }
+
+
+def test_thresholds_are_what_gives_the_values():
+  x, labels = _data(noise=1.0)
+  names = ('best_f1', 'best_accuracy', 'tpr_at_fpr_0.1', 'fnmr_at_fmr_0.01')
+  result = metrics.evaluate_retrieval(x, labels, metrics=names)
+  unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+  places = np.triu_indices(len(x), 1)
+  is_match = (labels[:, None] == labels)[places]
+  for name, value in result.metrics.items():
+    threshold = result.protocol['thresholds'][name]
+    # Similarities are rounded to 2 ** -22.
+    accepted = (unit @ unit.T)[places] >= threshold - 2**-22
+    hits = (accepted & is_match).sum()
+    found = {
+      'best_f1': 2 * hits / (accepted.sum() + is_match.sum()),
+      'best_accuracy': (accepted == is_match).mean(),
+      'tpr_at_fpr_0.1': hits / is_match.sum(),
+      'fnmr_at_fmr_0.01': 1 - hits / is_match.sum(),
+    }
+    assert value == pytest.approx(found[name]), name
+  # The nearest pair does not match: nothing may be accepted.
+  x, labels = np.eye(3)[[0, 0, 1, 2]], np.array([0, 1, 0, 1])
+  result = metrics.evaluate_retrieval(x, labels, metrics=['tpr_at_fpr_0.1'])
+  assert result.protocol['thresholds'] == {'tpr_at_fpr_0.1': None}
+  json.dumps(result.protocol, allow_nan=False)
 
 
 def test_a_pass_is_made_once(monkeypatch):

@@ -295,7 +295,7 @@ def test_any_name_of_a_workdir_is_a_line_of_any_terminal(tmp_path, name):
 def test_a_run_that_was_trained_is_compared(make_config, tmp_path, capsys):
   names = (
     *('precision_at_1', 'macro_precision_at_1'),
-    *('auroc', 'effective_rank', 'uniformity'),
+    *('auroc', 'effective_rank', 'uniformity', 'best_accuracy'),
   )
   config = make_config('circle', num_train_steps=2, eval_every_steps=1)
   config.eval.metrics = names
@@ -308,9 +308,12 @@ def test_a_run_that_was_trained_is_compared(make_config, tmp_path, capsys):
     low, high = test['intervals'][name]
     assert low <= test['metrics'][name] <= high
   page = (tmp_path / 'a' / 'report.html').read_text()
+  printed = capsys.readouterr().out
   assert 'effective_rank on the test set' in page
+  threshold = test['protocol']['thresholds']['best_accuracy']
+  assert f'accepted from a similarity of {threshold:.4f}' in page
+  assert f'accepted from a similarity of {threshold:.4f}' in printed
   assert not list((tmp_path / 'a').glob('*.tmp'))
-  capsys.readouterr()
   assert compare.main([str(tmp_path / 'a')] * 2) == 0
   table = capsys.readouterr().out
   assert '40 queries with a match, 10 classes' in table
