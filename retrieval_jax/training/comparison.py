@@ -120,8 +120,8 @@ def compare_runs(
     seed: of the resamples.
 
   Raises:
-    InputError: for folders without results, other queries, or names that are
-      not there.
+    InputError: for folders without results, other queries or groups, or names
+      that are not there.
   """
   workdirs = workdir_a, workdir_b
   results = [_read_results(workdir) for workdir in workdirs]
@@ -141,6 +141,12 @@ def compare_runs(
     and name not in queries[0].values
     and all_shared
   ]
+  if not shared + whole:
+    raise InputError(
+      f'{printable(workdir_a)} and {printable(workdir_b)} have no metric in '
+      'common; allowed are runs with at least one: measure one of them again '
+      'with the eval.metrics of the other'
+    )
   for name in names:
     if name not in shared + whole:
       raise unknown_name('--metric', name, shared + whole)

@@ -18,13 +18,21 @@ pytestmark = pytest.mark.usefixtures('no_drawings')
 
 
 def _write_run(
-  folder, values, *, names=None, classes=None, groups=None, **evaluation
+  folder,
+  values,
+  *,
+  names=None,
+  classes=None,
+  groups=None,
+  by_metric=None,
+  **evaluation,
 ):
   """A workdir as `write_results` leaves it, with given values per query."""
   size = len(values)
   names = names or [f'{i}.png' for i in range(size)]
   classes = classes or [f'class {i // 4}' for i in range(size)]
-  by_metric = {'precision_at_1': values}
+  if by_metric is None:
+    by_metric = {'precision_at_1': values}
   for prefix, over in averages.PREFIXES.items():
     if groups and over in groups:
       by_metric[f'{prefix}precision_at_1'] = values
@@ -189,6 +197,13 @@ def test_macro_averages_of_other_groups_are_refused(tmp_path):
     comparison.compare_runs(run_a, run_b)
   found = comparison.compare_runs(run_a, run_b, names=['precision_at_1'])
   assert found.rows.keys() == {'precision_at_1'}
+
+
+def test_runs_without_a_metric_in_common_are_refused(tmp_path):
+  run_a = _write_run(tmp_path / 'a', _values(0.5))
+  run_b = _write_run(tmp_path / 'b', _values(0.5), by_metric={}, metrics={})
+  with pytest.raises(InputError, match='have no metric in common'):
+    comparison.compare_runs(run_a, run_b)
 
 
 def test_what_else_differs_is_said(tmp_path):
