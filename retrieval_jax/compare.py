@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from retrieval_jax import command_line
 from retrieval_jax.core.errors import unknown_name
-from retrieval_jax.training import comparison
+from retrieval_jax.training import comparison, comparison_table
 
 _DESCRIPTION = """\
 Compares two runs on the queries that both were measured on.
@@ -78,7 +78,7 @@ def run(argv: Sequence[str]) -> None:
     level=flags.level,
     seed=flags.seed,
   )
-  show = comparison.to_json if flags.json else comparison.table
+  show = comparison_table.to_json if flags.json else comparison_table.table
   command_line.echo(show(found))
 
 

@@ -12,7 +12,12 @@ from retrieval_jax import compare
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.metrics import averages, uncertainty
 from retrieval_jax.metrics.averages import Groups
-from retrieval_jax.training import comparison, loop, per_query
+from retrieval_jax.training import (
+  comparison,
+  comparison_table,
+  loop,
+  per_query,
+)
 
 pytestmark = pytest.mark.usefixtures('no_drawings')
 
@@ -74,7 +79,7 @@ def test_queries_are_matched_by_name(tmp_path):
   assert found.whole == {'auroc': (0.9, 0.9)}
   assert not found.is_noise('precision_at_1')
   assert found.sentence('precision_at_1').startswith('B is better than A')
-  table = comparison.table(found)
+  table = comparison_table.table(found)
   assert 'B better' in table
   assert '200 queries with a match, 50 classes' in table
   turned = comparison.compare_runs(run_b, run_a)
@@ -89,10 +94,10 @@ def test_noise_is_called_noise(tmp_path):
   run_b = _write_run(tmp_path / 'b', _values(0.8, seed=1))
   found = comparison.compare_runs(run_a, run_b)
   assert found.is_noise('precision_at_1')
-  assert 'may be noise' in comparison.table(found)
+  assert 'may be noise' in comparison_table.table(found)
   same = comparison.compare_runs(run_a, run_a)
   assert same.rows['precision_at_1'].p_value == 1
-  assert 'have the same precision_at_1' in comparison.table(same)
+  assert 'have the same precision_at_1' in comparison_table.table(same)
 
 
 def test_json_says_the_same(tmp_path, capsys):
@@ -117,7 +122,7 @@ def test_other_queries_are_refused_and_shared_ones_compared(tmp_path):
   found = comparison.compare_runs(run_a, run_b, shared_only=True)
   assert found.rows['precision_at_1'] == uncertainty.compare(a[:150], b[:150])
   assert found.whole == {}
-  assert '50 queries of A and 0 of B' in comparison.table(found)
+  assert '50 queries of A and 0 of B' in comparison_table.table(found)
   names = [f'other {i}' for i in range(200)]
   run_c = _write_run(tmp_path / 'c', b, names=names)
   with pytest.raises(InputError, match='0 are the same.*on the same data'):
