@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from retrieval_jax import command_line
 from retrieval_jax.core.errors import unknown_name
-from retrieval_jax.training import comparison
+from retrieval_jax.training import comparison, comparison_table
 
 _DESCRIPTION = """\
 Compares two runs on the queries that both were measured on.
@@ -54,7 +54,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     help='compare on the shared queries, where one run has others too',
   )
   parser.add_argument('--level', type=float, default=0.95)
-  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--seed', type=command_line.natural(0), default=0)
   parser.add_argument(
     '--json', action='store_true', help='print one JSON object'
   )
@@ -78,8 +78,8 @@ def run(argv: Sequence[str]) -> None:
     level=flags.level,
     seed=flags.seed,
   )
-  show = comparison.to_json if flags.json else comparison.table
-  print(show(found))
+  show = comparison_table.to_json if flags.json else comparison_table.table
+  command_line.echo(show(found))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -348,19 +348,26 @@ GROWING = ('recall_at_<k>', 'mean_average_precision_at_<k>_over_r')
 _SLACK = 1e-9
 
 
-def check_invariants(per_query: Mapping[str, np.ndarray]) -> None:
+def check_invariants(values: Mapping[str, Values]) -> None:
   """Raises if a value is impossible: that is a defect, not a user's mistake.
 
+  It is not a number, or not 0 <= lowest <= expected <= highest <= 1, or one of
+  `ORDERINGS` does not hold, up to rounding.
+
   Args:
-    per_query: name -> [Q] float64, NaN of lone queries.
+    values: name -> of the queries that have a positive.
   """
-  for name, values in per_query.items():
-    inside = (values >= -_SLACK) & (values <= 1 + _SLACK)
-    if not np.all(np.isnan(values) | inside):
+  for name, (expected, lowest, highest) in values.items():
+    # A comparison with NaN is false.
+    if not np.all((lowest >= -_SLACK) & (highest <= 1 + _SLACK)):
       raise AssertionError(f'{name} left [0, 1]')
-  for smaller, larger in _ordered_pairs(per_query):
-    if np.any(per_query[smaller] > per_query[larger] + _SLACK):
-      raise AssertionError(f'{smaller} > {larger}')
+    inside = (expected >= lowest - _SLACK) & (expected <= highest + _SLACK)
+    if not np.all(inside):
+      raise AssertionError(f'{name} left the range that ties leave it')
+  for smaller, larger in _ordered_pairs(values):
+    for low, high in zip(values[smaller], values[larger], strict=True):
+      if np.any(low > high + _SLACK):
+        raise AssertionError(f'{smaller} > {larger}')
 
 
 def _ordered_pairs(names):

@@ -4,6 +4,7 @@ Spectra are of unit rows, as the cosine sees them; a zero row stays zero. What
 is said of the pairs (uniformity, alignment) is in `verification`.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -216,7 +217,7 @@ def hubness(occurrences: np.ndarray) -> float:
   """Returns the skewness of k-occurrences, E (n - mean)^3 / std^3.
 
   About 0 without hubs; large where few gallery rows are near to very many
-  queries. Between two rows it is at most (N - 2) / sqrt(N - 1).
+  queries. Its bounds are `hubness_limits`.
 
   Args:
     occurrences: [N], see `k_occurrences`.
@@ -238,6 +239,25 @@ def hubness(occurrences: np.ndarray) -> float:
   if deviation <= 1e-6 * np.abs(occurrences).max():
     return 0.0
   return float(np.mean((centred / deviation) ** 3))
+
+
+def hubness_limits(occurrences: np.ndarray) -> tuple[float, float]:
+  """Returns the least and the largest skewness of so many numbers.
+
+    |hubness| <= (N - 2) / sqrt(N - 1)
+
+  reached where all numbers but one are equal.
+
+  Args:
+    occurrences: [N], N at least 1.
+
+  Example:
+    >>> low, high = hubness_limits(np.zeros(4))
+    >>> round(low, 4), round(high, 4)
+    (-1.1547, 1.1547)
+  """
+  most = max(len(occurrences) - 2, 0) / math.sqrt(max(len(occurrences) - 1, 1))
+  return -most, most
 
 
 def antihub_share(occurrences: np.ndarray) -> float:

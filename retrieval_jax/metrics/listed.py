@@ -70,7 +70,7 @@ def evaluate_listed(
   relevant = check_rows(relevant, 'relevant', len(queries), len(gallery))
   groups = {}
   if categories is not None:
-    groups['category'] = Groups.of_labels(
+    groups['category'] = Groups.of_categories(
       check_row_labels(categories, 'categories', queries, sets=False)
     )
   if ignored is not None:

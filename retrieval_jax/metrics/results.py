@@ -14,6 +14,7 @@ from retrieval_jax.metrics.averages import GroupMeans, Groups
 from retrieval_jax.metrics.curves import CurveSums, RankingCurves
 from retrieval_jax.metrics.ignored import Ignored
 from retrieval_jax.metrics.ranks import RESOLUTION, Ranks
+from retrieval_jax.metrics.ties import Values
 
 # Of (positive, negative) pairs. Distinct embeddings stay near 1e-6; where a
 # fifth of the rows has collapsed to a point it is about 0.2 ** 3.
@@ -35,8 +36,9 @@ class RetrievalResult:
       ignored (if rows are), num_classes and num_categories (of macro averages),
       tie_rate (mean share of a query's (positive, negative) pairs that tie),
       tie_resolution (similarities that round to the same multiple tie),
-      definitions (name -> sentence) and warnings (sentences, usually none).
-      JSON types only.
+      thresholds (name -> the similarity that a metric of the whole set is found
+      at, None: nothing is accepted), definitions (name -> sentence) and
+      warnings (sentences, usually none). JSON types only.
     per_query: name -> [Q] float64, NaN for lone queries.
     per_query_ranges: name -> ([Q], [Q]) float64, the lowest and the highest.
     groups: 'class' and 'category' -> which queries are in which, if known.
@@ -105,12 +107,13 @@ def summarize(
     num_candidates: rows of a ranking, unless the ranks say it of each query.
     groups: that the queries are in.
     protocol: what the ranks were found by; `num_zero_embeddings` is read.
-    no_positive: the message if no query has a positive.
-    curves: whether the result has them.
+    no_positive: the message if no query has a positive but metrics are asked
+      for.
+    curves: whether the result has them, if a query has a positive.
 
   Raises:
-    InputError: if no query has a positive, or groups are asked for that are not
-      known.
+    InputError: if metrics are asked for and no query has a positive, or groups
+      that are not known, or of which none has a query with a positive.
   """
   split = {name: averages.split_name(name) for name in names}
   for name, (over, _) in split.items():
@@ -120,7 +123,7 @@ def summarize(
   expected, lowest, highest = (
     {base: np.full(num_queries, np.nan) for base in rows} for _ in range(3)
   )
-  num_ranked, tie_sum = 0, 0.0
+  is_ranked, tie_sum = np.zeros(num_queries, bool), 0.0
   curve_sums = CurveSums() if curves else None
   for block in blocks:
     if curve_sums is not None:
@@ -129,26 +132,40 @@ def summarize(
       expected[base][block.queries] = values.expected
       lowest[base][block.queries] = values.lowest
       highest[base][block.queries] = values.highest
-    num_ranked += len(block.queries)
+    is_ranked[block.queries] = True
     tie_sum += float(definitions.tie_rates(block, num_candidates).sum())
-  if not num_ranked:
+  num_ranked = int(is_ranked.sum())
+  if names and not num_ranked:
     raise InputError(no_positive)
-  definitions.check_invariants(expected)
+  definitions.check_invariants(
+    {
+      base: Values(*(x[base][is_ranked] for x in (expected, lowest, highest)))
+      for base in rows
+    }
+  )
+  for name, (over, _) in split.items():
+    if over != 'query' and not is_ranked[groups[over].queries].any():
+      raise InputError(
+        f'{name} asks for a mean by {over}, but no {over} has a query with a '
+        f'value; allowed are data with a {over} (of at least 0) for a query '
+        'with a match: check them, or leave the metric out'
+      )
   means, ranges = {}, {}
   for name, (over, base) in split.items():
     average = functools.partial(averages.mean, groups=groups.get(over))
     means[name] = average(expected[base])
+    # The ends hold by query; their means may cross in the last digit.
     ranges[name] = (
       min(average(lowest[base]), means[name]),
       max(average(highest[base]), means[name]),
     )
-  tie_rate = tie_sum / num_ranked
+  tie_rate = tie_sum / max(num_ranked, 1)
   sizes = {
-    f'num_{many}': len(
-      averages.group_means(next(iter(expected.values())), groups[over]).ids
+    f'num_{averages.PLURALS[over]}': len(
+      averages.group_means(expected[base], groups[over]).ids
     )
-    for over, many in (('class', 'classes'), ('category', 'categories'))
-    if any(over == own for own, _ in split.values())
+    for over, base in split.values()
+    if over != 'query'
   }
   num_zero = protocol.get('num_zero_embeddings', 0)
   return RetrievalResult(
@@ -171,7 +188,7 @@ def summarize(
       name: (lowest[base], highest[base]) for name, (_, base) in split.items()
     },
     groups=groups,
-    curves=None if curve_sums is None else curve_sums.curves(),
+    curves=curve_sums.curves() if curves and num_ranked else None,
   )
 
 

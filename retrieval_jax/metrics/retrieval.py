@@ -336,7 +336,7 @@ def _evaluate(
     )
   groups = {'class': Groups.of_labels(labels)}
   if categories is not None:
-    groups['category'] = Groups.of_labels(categories)
+    groups['category'] = Groups.of_categories(categories)
   relevance = (
     'at least one label in common' if grades is None else 'a grade above 0'
   )

@@ -32,10 +32,14 @@ class SetMetric(NamedTuple):
     definition: one sentence.
     source: the pass that it is read from, a key of `_PASSES`.
     read: what the pass returns -> the value, or None if it has none.
-    low: the smallest value that there can be.
+    low: the smallest value that there can be of any data.
     high: the largest.
+    limits: what the pass returns -> (low, high) of these data, where they are
+      narrower.
     at: the rate that the pass has to find a threshold for, if any.
     higher_is_better: whether it is; None: neither way.
+    threshold: what the pass returns -> the similarity that the value is found
+      at, if it is at one.
   """
 
   definition: str
@@ -43,8 +47,10 @@ class SetMetric(NamedTuple):
   read: Callable[[Any], float]
   low: float = 0.0
   high: float = 1.0
+  limits: Callable[[Any], tuple[float, float]] | None = None
   at: float | None = None
   higher_is_better: bool | None = True
+  threshold: Callable[[Any], float] | None = None
 
 
 SET_METRICS = {
@@ -70,11 +76,13 @@ SET_METRICS = {
     'largest F1 of accepting pairs by one threshold',
     'pairs',
     lambda found: found.roc.best_f1.f1,
+    threshold=lambda found: found.roc.best_f1.threshold,
   ),
   'best_accuracy': SetMetric(
     'largest share of pairs that one threshold decides rightly',
     'pairs',
     lambda found: found.roc.best_accuracy.accuracy,
+    threshold=lambda found: found.roc.best_accuracy.threshold,
   ),
   'uniformity': SetMetric(
     'log of the mean over all pairs of exp(-2 d^2), d the Euclidean distance '
@@ -108,6 +116,7 @@ SET_METRICS = {
     ),
     low=1.0,
     high=np.inf,
+    limits=lambda found: (1.0, len(found.second_moments)),
     higher_is_better=None,
   ),
   'covariance_effective_rank': SetMetric(
@@ -117,6 +126,7 @@ SET_METRICS = {
     lambda found: embedding_health.effective_rank(found.variances),
     low=1.0,
     high=np.inf,
+    limits=lambda found: (1.0, len(found.variances)),
     higher_is_better=None,
   ),
   'hubness': SetMetric(
@@ -126,6 +136,7 @@ SET_METRICS = {
     embedding_health.hubness,
     low=-np.inf,
     high=np.inf,
+    limits=embedding_health.hubness_limits,
     higher_is_better=False,
   ),
   'antihub_share': SetMetric(
@@ -157,6 +168,7 @@ def _tpr_at_fpr(rate):
     'pairs',
     lambda found: found.roc.at_fpr[rate].recall,
     at=rate,
+    threshold=lambda found: found.roc.at_fpr[rate].threshold,
   )
 
 
@@ -167,6 +179,7 @@ def _fnmr_at_fmr(rate):
     'pairs',
     lambda found: found.roc.at_fpr[rate].false_non_match_rate,
     at=rate,
+    threshold=lambda found: found.roc.at_fpr[rate].threshold,
     higher_is_better=False,
   )
 
@@ -178,6 +191,7 @@ def _open_set_tpr_at_fpr(rate):
     'open_set',
     lambda found: found.roc.at_fpr[rate].recall,
     at=rate,
+    threshold=lambda found: found.roc.at_fpr[rate].threshold,
   )
 
 
@@ -188,6 +202,7 @@ def _dir_at_far(rate):
     'open_set',
     lambda found: found.identified[rate],
     at=rate,
+    threshold=lambda found: found.roc.at_fpr[rate].threshold,
   )
 
 
@@ -197,6 +212,7 @@ def _pcf(share):
     'gallery rows, divided by D',
     'spectrum',
     lambda found: embedding_health.component_share(found.variances, share),
+    limits=lambda found: (1 / len(found.variances), 1.0),
     higher_is_better=None,
   )
 
@@ -289,6 +305,8 @@ class SetValues(NamedTuple):
     metrics: name -> value, of those that have one.
     definitions: name -> sentence, likewise.
     facts: what they were computed on, for the protocol.
+    thresholds: name -> the similarity from which on is accepted, of those that
+      are found at one; None: nothing is accepted, as JSON has no infinity.
     warnings: a sentence for each pass that has no value.
     pairs: what all pairs say, if a metric needed them.
   """
@@ -296,6 +314,7 @@ class SetValues(NamedTuple):
   metrics: dict[str, float]
   definitions: dict[str, str]
   facts: dict[str, int]
+  thresholds: dict[str, float | None]
   warnings: list[str]
   pairs: verification.Verification | None
 
@@ -344,6 +363,11 @@ def measure(names: Sequence[str], task: pairs.Task) -> SetValues:
     values,
     {name: rows[name].definition for name in values},
     _facts(found),
+    {
+      name: _finite(rows[name].threshold(found[rows[name].source]))
+      for name in values
+      if rows[name].threshold
+    },
     warnings,
     found.get('pairs'),
   )
@@ -352,16 +376,22 @@ def measure(names: Sequence[str], task: pairs.Task) -> SetValues:
 def _within_bounds(name, row, found):
   """Returns the value; an impossible one is a defect, not a user's mistake."""
   value = float(row.read(found))
-  if not row.low - _SLACK <= value <= row.high + _SLACK:
-    raise AssertionError(f'{name} is {value}, outside [{row.low}, {row.high}]')
-  return min(max(value, row.low), row.high)
+  low, high = row.limits(found) if row.limits else (row.low, row.high)
+  slack = _SLACK * max(1.0, abs(low), abs(high))
+  if not low - slack <= value <= high + slack:
+    raise AssertionError(f'{name} is {value}, outside [{low}, {high}]')
+  return float(min(max(value, low), high))
+
+
+def _finite(threshold):
+  return float(threshold) if np.isfinite(threshold) else None
 
 
 def _facts(found: Mapping[str, Any]) -> dict[str, int]:
   facts = {}
   if 'pairs' in found:
-    facts['num_positive_pairs'] = found['pairs'].roc.num_positives
-    facts['num_negative_pairs'] = found['pairs'].roc.num_negatives
+    facts['num_positive_pairs'] = found['pairs'].num_positives
+    facts['num_negative_pairs'] = found['pairs'].num_negatives
   if 'open_set' in found:
     facts['num_unknown_queries'] = found['open_set'].roc.num_negatives
   return facts
@@ -386,6 +416,8 @@ def join(result, values: SetValues, names: Sequence[str]):
   definitions = result.protocol['definitions'] | values.definitions
   protocol = result.protocol | values.facts
   protocol['definitions'] = {n: definitions[n] for n in names if n in metrics}
+  if values.thresholds:
+    protocol['thresholds'] = values.thresholds
   protocol['warnings'] = result.protocol['warnings'] + values.warnings
   return dataclasses.replace(
     result,

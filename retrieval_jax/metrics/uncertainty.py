@@ -71,7 +71,8 @@ def confidence_intervals(
   Time is O(Q num_resamples), memory O(Q) and 100 MiB.
 
   Args:
-    per_query: name -> [Q] float, NaN for queries without a value.
+    per_query: name -> [Q] float, NaN for queries without a value; at least one
+      name.
     clusters: [Q] int, the class of each query: whole classes are drawn; None:
       queries are.
     level: the share of intervals that hold the true mean, in (0, 1).
@@ -82,7 +83,8 @@ def confidence_intervals(
     name -> the interval; of one query or class, it has no width.
 
   Raises:
-    InputError: for arguments out of range, or no query with a value.
+    InputError: for arguments out of range or of other shapes, values that are
+      infinite, or no query with a value.
 
   Example:
     >>> values = {'precision_at_1': np.array([1.0] * 18 + [0.0] * 2)}
@@ -94,8 +96,14 @@ def confidence_intervals(
     A. C. Davison and D. V. Hinkley, "Bootstrap methods and their application",
     1997, section 3.8.
   """
-  _check(level, num_resamples, 'num_resamples')
-  values = np.stack([np.asarray(v, np.float64) for v in per_query.values()], 1)
+  _check(level, num_resamples, 'num_resamples', seed)
+  if not per_query:
+    raise InputError(
+      'per_query is empty; allowed is at least one metric with its values, '
+      'such as per_query of an evaluation'
+    )
+  values, clusters = _check_values(per_query, clusters)
+  values = np.stack(list(values.values()), axis=1)
   has_value = ~np.isnan(values)
   for name, found in zip(per_query, has_value.T, strict=True):
     if not found.any():
@@ -153,8 +161,8 @@ def compare(
     seed: of both.
 
   Raises:
-    InputError: for arguments out of range, other lengths, or no query that
-      both have a value of.
+    InputError: for arguments out of range or of other shapes, values that are
+      infinite, or no query that both have a value of.
 
   Example:
     >>> a, b = np.zeros(8), np.array([1.0] * 6 + [0.0, -1.0])
@@ -166,17 +174,15 @@ def compare(
     M. D. Smucker, J. Allan and B. Carterette, "A comparison of statistical
     significance tests for information retrieval evaluation", CIKM 2007.
   """
-  _check(level, num_flips, 'num_flips')
-  values_a, values_b = (np.asarray(v, np.float64) for v in (values_a, values_b))
-  if values_a.shape != values_b.shape or values_a.ndim != 1:
-    raise InputError(
-      f'values have shapes {values_a.shape} and {values_b.shape}; allowed is '
-      '(Q,) of both, of the same queries: match the queries first'
-    )
+  _check(level, num_flips, 'num_flips', seed)
+  values, clusters = _check_values(
+    {'values_a': values_a, 'values_b': values_b}, clusters
+  )
+  values_a, values_b = values.values()
   both = ~np.isnan(values_a) & ~np.isnan(values_b)
   values_a, values_b = values_a[both], values_b[both]
   if clusters is not None:
-    clusters = np.asarray(clusters)[both]
+    clusters = clusters[both]
   differences = values_b - values_a
   interval = confidence_intervals(
     {'difference': differences},
@@ -200,13 +206,38 @@ def compare(
   )
 
 
-def _check(level, number, name):
+def _check(level, number, name, seed):
   if not 0 < level < 1:
     raise InputError(
       f'level is {level!r}; allowed is a number between 0 and 1, such as 0.95'
     )
-  if number < 100:
-    raise InputError(f'{name} is {number!r}; allowed is an int of at least 100')
+  for key, value, least in ((name, number, 100), ('seed', seed, 0)):
+    if not isinstance(value, int | np.integer) or value < least:
+      raise InputError(
+        f'{key} is {value!r}; allowed is an int of at least {least}'
+      )
+
+
+def _check_values(values, clusters):
+  """Returns arrays [Q] of the values by name, and of the clusters if any."""
+  values = {name: np.asarray(v, np.float64) for name, v in values.items()}
+  first, like = next(iter(values.items()))
+  if clusters is not None:
+    clusters = np.asarray(clusters)
+  for name, array in [*values.items(), ('clusters', clusters)]:
+    if array is not None and (array.ndim != 1 or array.shape != like.shape):
+      raise InputError(
+        f'{name} has shape {array.shape} and {first} {like.shape}; allowed is '
+        '(Q,) of all, of the same queries: match the queries first'
+      )
+  for name, array in values.items():
+    if np.isinf(array).any():
+      row = int(np.argmax(np.isinf(array)))
+      raise InputError(
+        f'{name} is {array[row]} of query {row}; allowed are finite numbers, '
+        'and NaN where there is no value: look at how it was computed'
+      )
+  return values, clusters
 
 
 def _clustered(sums, counts, clusters):

@@ -36,21 +36,55 @@ class Verification:
   """What all pairs together say.
 
   Attributes:
-    roc: the operating points of a threshold on the similarity. A similarity is
-      accepted if it rounds to the threshold or more.
+    num_positives: P, of all pairs.
+    num_negatives: N.
+    operating_points: what `roc` returns; None if P or N is 0.
     bar_edges: [201] float64 in [-1, 1], of a histogram of similarities.
     positive_bars: [200] int64, the positive pairs between two edges.
     negative_bars: [200] int64, the negative pairs.
     uniformity: log of the mean over all pairs of exp(-2 d^2), d^2 = 2 - 2 s.
-    alignment: the mean of d^2 over positive pairs.
+    positive_distance: what `alignment` returns; None if P is 0.
   """
 
-  roc: roc.Roc
+  num_positives: int
+  num_negatives: int
+  operating_points: roc.Roc | None
   bar_edges: np.ndarray
   positive_bars: np.ndarray
   negative_bars: np.ndarray
   uniformity: float
-  alignment: float
+  positive_distance: float | None
+
+  @property
+  def roc(self) -> roc.Roc:
+    """The operating points of a threshold on the similarity.
+
+    A similarity is accepted if it rounds to the threshold or more.
+
+    Raises:
+      UndefinedError: if there is no positive or no negative pair.
+    """
+    if self.operating_points is None:
+      kind = 'not relevant' if self.num_positives else 'relevant'
+      raise _no_pair(f' that are {kind} to each other')
+    return self.operating_points
+
+  @property
+  def alignment(self) -> float:
+    """The mean of d^2 over positive pairs.
+
+    Raises:
+      UndefinedError: if there is none.
+    """
+    if self.positive_distance is None:
+      raise _no_pair(' that are relevant to each other')
+    return self.positive_distance
+
+
+def _no_pair(kind=''):
+  return pairs.UndefinedError(
+    f'there is no pair of a query and a gallery row{kind}'
+  )
 
 
 class PairCounts:
@@ -189,7 +223,7 @@ def verify(
     at_precision: precisions likewise.
 
   Raises:
-    UndefinedError: if there is no positive or no negative pair.
+    UndefinedError: if there is no pair.
     InputError: if the memory budget is too small.
 
   Example:
@@ -199,21 +233,17 @@ def verify(
   """
   counts = count_pairs(task)
   num_positives, num_negatives = counts.totals()
-  for number, kind in (
-    (num_positives, 'relevant to each other'),
-    (num_negatives, 'not relevant to each other'),
-  ):
-    if not number:
-      raise pairs.UndefinedError(
-        f'there is no pair of a query and a gallery row that are {kind}'
-      )
-  points = roc.summarize(
-    counts.parts(),
-    num_positives,
-    num_negatives,
-    at_fpr=at_fpr,
-    at_precision=at_precision,
-  )
+  if not num_positives + num_negatives:
+    raise _no_pair()
+  points = None
+  if num_positives and num_negatives:
+    points = roc.summarize(
+      counts.parts(),
+      num_positives,
+      num_negatives,
+      at_fpr=at_fpr,
+      at_precision=at_precision,
+    )
   edges = np.linspace(-1, 1, _NUM_BARS + 1)
   bars = np.zeros((2, _NUM_BARS), np.int64)
   near = distance = 0.0
@@ -226,5 +256,13 @@ def verify(
     squares = 2 - 2 * similarities
     both = (part.positives + part.negatives) / (num_positives + num_negatives)
     near += float(np.sum(both * np.exp(-2 * squares)))
-    distance += float(np.sum(part.positives / num_positives * squares))
-  return Verification(points, edges, *bars, float(np.log(near)), distance)
+    distance += float(np.sum(part.positives / max(num_positives, 1) * squares))
+  return Verification(
+    num_positives,
+    num_negatives,
+    points,
+    edges,
+    *bars,
+    float(np.log(near)),
+    distance if num_positives else None,
+  )

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retrieval_jax.core.errors import InputError, unknown_name
-from retrieval_jax.metrics import uncertainty
+from retrieval_jax.core.strings import printable
+from retrieval_jax.metrics import averages, uncertainty
 from retrieval_jax.training import per_query
 
 # What has to be alike for two values to mean the same, as messages call it.
@@ -20,6 +21,9 @@ _PROTOCOL = {
 }
 
 
+_MEASURE = 'measure the run again with --mode=evaluate'
+
+
 class RunComparison(NamedTuple):
   """Two runs on the same queries.
 
@@ -29,8 +33,10 @@ class RunComparison(NamedTuple):
     set_name: that both were measured on.
     by_class: whether classes were drawn, and not queries.
     level: of the intervals.
-    num_classes: of the queries that were compared.
-    rows: by metric, of the means over queries.
+    num_queries: that were compared: with a match in both, if there are rows.
+    num_classes: of these queries.
+    rows: by metric, of the means over queries, or over groups of them: the
+      `num_queries` of such a row are groups.
     whole: by metric of the whole set, (value of A, value of B).
     warnings: in what the measurements differ, besides the runs.
   """
@@ -40,6 +46,7 @@ class RunComparison(NamedTuple):
   set_name: str
   by_class: bool
   level: float
+  num_queries: int
   num_classes: int
   rows: dict[str, uncertainty.Comparison]
   whole: dict[str, tuple[float, float]]
@@ -49,6 +56,13 @@ class RunComparison(NamedTuple):
   def percent(self) -> str:
     """The level in percent."""
     return f'{100 * self.level:g} %'
+
+  def resampled(self, metric: str) -> str:
+    """Returns what was drawn: 'queries', 'classes' or 'categories'."""
+    over, _ = averages.split_name(metric)
+    if over == 'query' and self.by_class:
+      over = 'class'
+    return averages.PLURALS[over]
 
   def is_noise(self, metric: str) -> bool:
     """Whether another sample of queries explains the difference."""
@@ -68,7 +82,7 @@ class RunComparison(NamedTuple):
       f'{worse} in {metric} by {abs(row.difference):.4f} ({self.percent} '
       f'interval {low:.4f} to {high:.4f}, p = {row.p_value:.4f})'
     )
-    units = 'classes' if self.by_class else 'queries'
+    units = self.resampled(metric)
     if self.is_noise(metric):
       return (
         f'{better} is ahead of {facts}, but that may be noise: another sample '
@@ -98,15 +112,16 @@ def compare_runs(
     workdir_b: likewise.
     set_name: that both were measured on; None: `test`, or the only one.
     names: of metrics; none: all that both have.
-    by_class: whether to draw whole classes, and not queries.
+    by_class: whether to draw whole classes, and not queries. A macro average is
+      of groups, which are what is drawn of it in any case.
     shared_only: whether to compare on the queries that both have, where one
       has others too.
     level: of the intervals.
     seed: of the resamples.
 
   Raises:
-    InputError: for folders without results, other queries, or names that are
-      not there.
+    InputError: for folders without results, other queries or groups, or names
+      that are not there.
   """
   workdirs = workdir_a, workdir_b
   results = [_read_results(workdir) for workdir in workdirs]
@@ -126,12 +141,21 @@ def compare_runs(
     and name not in queries[0].values
     and all_shared
   ]
+  if not shared + whole:
+    raise InputError(
+      f'{printable(workdir_a)} and {printable(workdir_b)} have no metric in '
+      'common; allowed are runs with at least one: measure one of them again '
+      'with the eval.metrics of the other'
+    )
   for name in names:
     if name not in shared + whole:
       raise unknown_name('--metric', name, shared + whole)
-  classes = np.unique(
-    [queries[0].classes[place] for place in places[0]], return_inverse=True
-  )
+  classes = np.array([queries[0].classes[place] for place in places[0]])
+  is_matched = np.full(len(classes), True)
+  compared = [name for name in names or shared if name in shared]
+  for name in compared[:1]:
+    for q, place in zip(queries, places, strict=True):
+      is_matched &= ~np.isnan(q.values[name][place])
   warnings = _differences([part['protocol'] for part in found], shared + whole)
   if not all_shared:
     left_out = [len(q.names) - len(places[0]) for q in queries]
@@ -145,16 +169,18 @@ def compare_runs(
     set_name,
     by_class,
     level,
-    len(classes[0]),
+    int(is_matched.sum()),
+    len(np.unique(classes[is_matched])),
     {
       name: uncertainty.compare(
-        *(q.values[name][p] for q, p in zip(queries, places, strict=True)),
-        classes[1] if by_class else None,
+        *_samples(name, queries, places),
+        classes
+        if by_class and averages.split_name(name)[0] == 'query'
+        else None,
         level=level,
         seed=seed,
       )
-      for name in names or shared
-      if name in shared
+      for name in compared
     },
     {
       name: tuple(part['metrics'][name] for part in found)
@@ -169,19 +195,39 @@ def _read_results(workdir: str) -> dict[str, Any]:
   path = os.path.join(workdir, per_query.RESULTS_FILE)
   if not os.path.isfile(path):
     raise InputError(
-      f'{workdir} is not the workdir of a run with results: it has no '
-      f'{per_query.RESULTS_FILE}; give a folder that training has finished in'
+      f'{printable(workdir)} is not the workdir of a run with results: it has '
+      f'no {per_query.RESULTS_FILE}; give a folder that training has finished '
+      'in'
     )
   try:
     with open(path, encoding='utf-8') as file:
       results = json.load(file)
-    results['evaluations'], results['step']
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (OSError, ValueError) as error:
     raise InputError(
-      f'{path} is no results file ({error!r}): measure the run again with '
-      '--mode=evaluate'
+      f'{printable(path)} is no results file ({error}): {_MEASURE}'
     ) from error
+  if not _are_results(results):
+    raise InputError(
+      f'{printable(path)} is no results file: it lacks a step, or evaluations '
+      f'with their metrics and protocol: {_MEASURE}'
+    )
   return results
+
+
+def _are_results(results) -> bool:
+  """Returns whether a JSON value has what is read here of `results.json`."""
+  if not isinstance(results, dict) or not isinstance(results.get('step'), int):
+    return False
+  evaluations = results.get('evaluations')
+  return (
+    isinstance(evaluations, dict)
+    and bool(evaluations)
+    and all(
+      isinstance(found, dict) and isinstance(found.get(part), dict)
+      for found in evaluations.values()
+      for part in ('metrics', 'protocol')
+    )
+  )
 
 
 def _choose_set(workdirs, results, set_name):
@@ -193,8 +239,8 @@ def _choose_set(workdirs, results, set_name):
   for workdir, names in zip(workdirs, known, strict=True):
     if set_name not in names:
       raise InputError(
-        f'--set={set_name} was not measured in {workdir}; allowed is one of '
-        f'{", ".join(names)}'
+        f'--set={set_name} was not measured in {printable(workdir)}; allowed '
+        f'is one of {", ".join(names)}'
       )
   return set_name
 
@@ -204,6 +250,7 @@ def _match(workdirs, queries, shared_only):
   place = [{name: i for i, name in enumerate(q.names)} for q in queries]
   shared = [name for name in queries[0].names if name in place[1]]
   sizes = [len(q.names) for q in queries]
+  workdirs = [printable(workdir) for workdir in workdirs]
   all_shared = len(shared) == sizes[0] == sizes[1]
   if not shared or not (all_shared or shared_only):
     cure = (
@@ -227,6 +274,35 @@ def _match(workdirs, queries, shared_only):
   return [np.array([p[name] for name in shared]) for p in place], all_shared
 
 
+def _samples(name, queries, places):
+  """Returns what the metric of both runs is the mean of, in one order."""
+  over, _ = averages.split_name(name)
+  values = [q.values[name][p] for q, p in zip(queries, places, strict=True)]
+  if over == 'query':
+    return values
+  groups = [
+    q.groups[over].take(place, len(q.names))
+    for q, place in zip(queries, places, strict=True)
+  ]
+  many = averages.PLURALS[over]
+  if groups[0].members() != groups[1].members():
+    raise InputError(
+      f'{name} is a mean over {many}, but the {many} of the queries differ in '
+      'the two runs; allowed are the same: measure both on the same data, or '
+      'choose other metrics by --metric'
+    )
+  either_lacks = np.isnan(values[0]) | np.isnan(values[1])
+  return [
+    averages.averaged_values(
+      # The names of the groups may differ between the runs.
+      name,
+      np.where(either_lacks, np.nan, own),
+      {over: groups[0]},
+    )
+    for own in values
+  ]
+
+
 def _differences(protocols, names):
   warnings = [
     f'the {words} differ: {protocols[0].get(key)} in A, '
@@ -241,76 +317,3 @@ def _differences(protocols, names):
     for name in names
     if definitions[0].get(name) != definitions[1].get(name)
   ]
-
-
-def table(found: RunComparison) -> str:
-  """Returns the comparison as a table for the terminal, and in sentences."""
-  width = max(map(len, [*found.rows, *found.whole]))
-  lines = [
-    f'{found.set_name}: {_count(found)}',
-    *(
-      f'  {letter}  {workdir}  (step {step:,})'
-      for letter, workdir, step in zip(
-        'AB', found.workdirs, found.steps, strict=True
-      )
-    ),
-    '',
-    f'  {"":<{width}}       A       B    B - A  '
-    f'{f"{found.percent} interval":>18}       p  better/worse',
-  ]
-  for name, row in found.rows.items():
-    low, high = row.interval
-    verdict = 'noise?' if found.is_noise(name) else '?'
-    if row.difference == 0:
-      verdict = 'equal'
-    elif not found.is_noise(name):
-      verdict = 'B better' if row.difference > 0 else 'A better'
-    lines.append(
-      f'  {name:<{width}}  {row.mean_a:.4f}  {row.mean_b:.4f}  '
-      f'{row.difference:+.4f}  {low:+.4f} to {high:+.4f}  {row.p_value:.4f}  '
-      f'{row.num_better:,}/{row.num_worse:,}  {verdict}'
-    )
-  for name, (a, b) in found.whole.items():
-    lines.append(
-      f'  {name:<{width}}  {a:.4f}  {b:.4f}  {b - a:+.4f}  of the whole set, '
-      'without an interval'
-    )
-  lines += ['', *(f'warning: {sentence}' for sentence in found.warnings)]
-  if found.rows:
-    lines.append(found.sentence(next(iter(found.rows))))
-  lines.append(
-    'Another seed of the training is not in these intervals: compare several '
-    'runs of each for that.'
-  )
-  return '\n'.join(lines)
-
-
-def _count(found):
-  row = next(iter(found.rows.values()), None)
-  counted = '' if row is None else f'{row.num_queries:,} queries with a match, '
-  drawn = 'classes' if found.by_class else 'queries'
-  return f'{counted}{found.num_classes:,} classes; {drawn} resampled'
-
-
-def to_json(found: RunComparison) -> str:
-  """Returns the comparison as one JSON object."""
-  content = {
-    'a': {'workdir': found.workdirs[0], 'step': found.steps[0]},
-    'b': {'workdir': found.workdirs[1], 'step': found.steps[1]},
-    'set': found.set_name,
-    'resampled': 'classes' if found.by_class else 'queries',
-    'level': found.level,
-    'num_classes': found.num_classes,
-    'metrics': {
-      name: row._asdict()
-      | {'interval': list(row.interval), 'is_noise': found.is_noise(name)}
-      | {'sentence': found.sentence(name)}
-      for name, row in found.rows.items()
-    },
-    'metrics_of_the_set': {
-      name: {'value_a': a, 'value_b': b, 'difference': b - a}
-      for name, (a, b) in found.whole.items()
-    },
-    'warnings': found.warnings,
-  }
-  return json.dumps(content, indent=2)

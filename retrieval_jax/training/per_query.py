@@ -1,8 +1,8 @@
 """What a run keeps of each query, so that two runs can be compared.
 
 One file beside `results.json`, with the values of every query under every
-metric that is a mean over queries, and what a query is: a name that does not
-depend on where the data lie, and its class.
+metric that is a mean over queries or over groups of them, and what a query is:
+a name that does not depend on where the data lie, its class, and its groups.
 """
 
 import collections
@@ -17,6 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from retrieval_jax.core.errors import InputError
+from retrieval_jax.core.strings import printable
+from retrieval_jax.metrics import averages
+from retrieval_jax.metrics.averages import Groups
 
 FILE = 'per_query.npz'
 RESULTS_FILE = 'results.json'
@@ -29,11 +32,14 @@ class QueryValues(NamedTuple):
     names: [Q] what a query is known by, each once.
     classes: [Q] the name of its class, or of its label set.
     values: metric -> [Q] float64, NaN for lone queries.
+    groups: 'class' and 'category' -> which queries are in which, if a metric is
+      a mean over them.
   """
 
   names: list[str]
   classes: list[str]
   values: dict[str, np.ndarray]
+  groups: dict[str, Groups]
 
 
 def unique_names(names: Iterable[str]) -> list[str]:
@@ -42,11 +48,22 @@ def unique_names(names: Iterable[str]) -> list[str]:
   Example:
     >>> unique_names(['a.png', 'b.png', 'a.png'])
     ['a.png', 'b.png', 'a.png #2']
+    >>> unique_names(['a.png', 'a.png', 'a.png #2'])
+    ['a.png', 'a.png #3', 'a.png #2']
   """
-  seen, unique = collections.Counter(), []
+  names = list(names)
+  # A number that makes the name of another image is passed over.
+  taken, numbers = set(names), collections.Counter()
+  unique = []
   for name in names:
-    seen[name] += 1
-    unique.append(name if seen[name] == 1 else f'{name} #{seen[name]}')
+    numbers[name] += 1
+    if numbers[name] == 1:
+      unique.append(name)
+      continue
+    while (numbered := f'{name} #{numbers[name]}') in taken:
+      numbers[name] += 1
+    taken.add(numbered)
+    unique.append(numbered)
   return unique
 
 
@@ -58,6 +75,9 @@ def to_bytes(sets: Mapping[str, QueryValues]) -> bytes:
     arrays[f'{name}/classes'] = _pack(queries.classes)
     for metric, values in queries.values.items():
       arrays[f'{name}/values/{metric}'] = values
+    for over, groups in queries.groups.items():
+      for field, rows in groups._asdict().items():
+        arrays[f'{name}/groups/{over}/{field}'] = rows
   buffer = io.BytesIO()
   np.savez_compressed(buffer, **arrays)
   return buffer.getvalue()
@@ -80,23 +100,24 @@ def read(workdir: str, set_name: str, expected: str | None) -> QueryValues:
     InputError: if the file is missing, or not the one of these results.
   """
   path = os.path.join(workdir, FILE)
+  shown = printable(path)
   cure = 'measure the run again with --mode=evaluate'
   try:
     with open(path, 'rb') as file:
       content = file.read()
   except OSError as error:
     raise InputError(
-      f'{path} cannot be read ({error.strerror}); it holds the values of each '
+      f'{shown} cannot be read ({error.strerror}); it holds the values of each '
       f'query: {cure}'
     ) from error
   if checksum(content) != expected:
     raise InputError(
-      f'{path} is damaged, or of other results than the results.json beside '
+      f'{shown} is damaged, or of other results than the results.json beside '
       f'it: {cure}'
     )
   try:
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-      prefix = f'{set_name}/values/'
+      prefix, groups = f'{set_name}/values/', f'{set_name}/groups'
       return QueryValues(
         _unpack(arrays[f'{set_name}/names']),
         _unpack(arrays[f'{set_name}/classes']),
@@ -105,9 +126,16 @@ def read(workdir: str, set_name: str, expected: str | None) -> QueryValues:
           for key in arrays.files
           if key.startswith(prefix)
         },
+        {
+          over: Groups(
+            *(arrays[f'{groups}/{over}/{field}'] for field in Groups._fields)
+          )
+          for over in averages.PREFIXES.values()
+          if f'{groups}/{over}/ids' in arrays.files
+        },
       )
   except (zipfile.BadZipFile, ValueError, KeyError) as error:
-    raise InputError(f'{path} cannot be read ({error}): {cure}') from error
+    raise InputError(f'{shown} cannot be read ({error}): {cure}') from error
 
 
 def _pack(strings):

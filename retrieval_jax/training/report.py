@@ -17,6 +17,7 @@ from retrieval_jax.training import (
   report_queries,
   report_rankings,
   report_training,
+  reporting,
 )
 from retrieval_jax.training.report_data import ReportData
 
@@ -72,6 +73,9 @@ def _results(data: ReportData) -> str:
     if f'{low:.4f}' != f'{high:.4f}':
       tied = f'<br>{low:.4f} to {high:.4f} by the order of ties.'
     definition = protocol.get('definitions', {}).get(name, '')
+    if name in protocol.get('thresholds', {}):
+      words = reporting.describe_threshold(protocol['thresholds'][name])
+      definition += f'; {words}'
     rows.append(
       f'<tr><th scope="row">{escape(name)}</th>'
       f'<td class="number">{value:.4f}</td>'

@@ -72,17 +72,28 @@ def format_results(result: metrics.RetrievalResult) -> str:
   return (
     f'{result.protocol["num_queries"]} queries{without}, '
     f'{result.protocol["gallery_size"]} gallery images\n'
-    + format_values(result.metrics, result.ranges)
+    + format_values(
+      result.metrics, result.ranges, result.protocol.get('thresholds')
+    )
   )
 
 
 def format_values(
   values: Mapping[str, float],
   ranges: Mapping[str, tuple[float, float]] | None = None,
+  thresholds: Mapping[str, float | None] | None = None,
 ) -> str:
   """Returns named values as lines, with the range that ties leave.
 
+  Args:
+    values: name -> value.
+    ranges: name -> (lowest, highest) by the order of ties.
+    thresholds: name -> the similarity that the value is found at, see
+      `metrics.RetrievalResult.protocol`.
+
   Example:
+    >>> print(format_values({'best_f1': 0.8}, thresholds={'best_f1': 0.75}))
+      best_f1  0.8000  (accepted from a similarity of 0.7500)
     >>> print(format_values({'ndcg': 0.5, 'recall_at_1': 1.0}))
       ndcg         0.5000
       recall_at_1  1.0000
@@ -93,8 +104,23 @@ def format_values(
     ends = (ranges or {}).get(name, (value, value))
     low, high = (f'{end:.4f}' for end in ends)
     tied = f'  ({low} to {high} by the order of ties)' if low != high else ''
-    lines.append(f'  {name:<{width}}  {value:.4f}{tied}')
+    found_at = ''
+    if name in (thresholds or {}):
+      found_at = f'  ({describe_threshold(thresholds[name])})'
+    lines.append(f'  {name:<{width}}  {value:.4f}{tied}{found_at}')
   return '\n'.join(lines)
+
+
+def describe_threshold(threshold: float | None) -> str:
+  """Says which pairs a threshold accepts; None: it accepts none.
+
+  Example:
+    >>> describe_threshold(0.75), describe_threshold(None)
+    ('accepted from a similarity of 0.7500', 'nothing is accepted')
+  """
+  if threshold is None:
+    return 'nothing is accepted'
+  return f'accepted from a similarity of {threshold:.4f}'
 
 
 def means_over_sets(

@@ -151,27 +151,28 @@ def write_results(
 
 
 def _intervals(measured):
-  """Returns the 95 % interval of each mean over queries."""
-  values = _means_over_queries(measured)
-  return uncertainty.confidence_intervals(values) if values else {}
-
-
-def _means_over_queries(measured):
-  """Returns the values per query that a metric is the plain mean of."""
-  return {
-    name: values
-    for name, values in measured.result.per_query.items()
-    if averages.split_name(name)[0] == 'query'
-  }
+  """Returns the 95 % interval of each mean, over queries or over groups."""
+  result = measured.result
+  samples, intervals = {}, {}
+  for name, values in result.per_query.items():
+    over, _ = averages.split_name(name)
+    samples.setdefault(over, {})[name] = averages.averaged_values(
+      name, values, result.groups
+    )
+  for values in samples.values():
+    intervals |= uncertainty.confidence_intervals(values)
+  return {name: intervals[name] for name in result.per_query}
 
 
 def _query_values(dataset, measured) -> per_query.QueryValues:
-  query = measured.group.query
+  query, result = measured.group.query, measured.result
+  overs = {averages.split_name(name)[0] for name in result.per_query}
   (classes,), names = dataset.display_classes(query.labels)
   return per_query.QueryValues(
     per_query.unique_names(map(query.identify, range(len(query)))),
     [names[label] for label in classes],
-    _means_over_queries(measured),
+    dict(result.per_query),
+    {over: groups for over, groups in result.groups.items() if over in overs},
   )
 
 
@@ -246,8 +247,9 @@ def _report_data(
 
 def _pairs(config, measured) -> dict[str, Any]:
   """Returns what the page shows of the similarities of pairs."""
-  if measured.result.pairs is not None:
-    return {'pairs': measured.result.pairs}
+  known = measured.result.pairs
+  if known is not None and known.operating_points is not None:
+    return {'pairs': known}
   group = measured.group
   if group.benchmark:
     note = 'Pairs are not shown: the benchmark judges rankings alone.'
@@ -268,6 +270,7 @@ def _pairs(config, measured) -> dict[str, Any]:
   )
   try:
     found = verification.verify(task)
+    _ = found.roc  # Raises where all pairs are of one kind.
   except InputError as error:  # One kind, too little memory, or ignored rows.
     return {'pairs_note': f'Pairs are not shown: {error}.'}
   note = ''

@@ -99,6 +99,38 @@ def test_a_query_of_several_labels_is_in_the_class_of_each():
   ]
 
 
+def test_a_negative_int_is_a_class():
+  x, labels, _ = _case()
+  labels = np.where(labels == 1, -1, labels)
+  names = ('recall_at_1', 'macro_recall_at_1')
+  result = metrics.evaluate_retrieval(x, labels, metrics=names)
+  values = result.per_query['recall_at_1']
+  means = [values[labels == k].mean() for k in (-1, 0, 2)]
+  assert result.metrics['macro_recall_at_1'] == pytest.approx(np.mean(means))
+  assert result.group_means('recall_at_1').ids.tolist() == [-1, 0, 2]
+  assert result.protocol['num_classes'] == 3
+  # Nothing but the negative class, and by lists.
+  whole = metrics.retrieval_metrics(x, np.full(30, -1), metrics=names)
+  assert whole == dict.fromkeys(names, 1.0)
+  lists = (np.arange(30)[:, None] + np.arange(1, 3)) % 30
+  found = metrics.evaluate_lists(lists, labels, metrics=names)
+  relabelled = metrics.evaluate_lists(lists, labels + 1, metrics=names)
+  assert found.metrics == relabelled.metrics
+
+
+def test_no_group_with_a_value_is_refused():
+  x, labels, _ = _case()
+  none, lone = np.full(30, -1), np.where(labels == 3, 0, -1)
+  names = ['category_macro_recall_at_1']
+  for categories in (none, lone):
+    with pytest.raises(InputError, match='no category has a query with a val'):
+      metrics.retrieval_metrics(x, labels, categories=categories, metrics=names)
+  with pytest.raises(InputError, match='no category has a query with a value'):
+    metrics.evaluate_listed(
+      x, None, [[1]] + [[]] * 29, categories=none, metrics=names
+    )
+
+
 def test_refusals():
   x, labels, categories = _case()
   with pytest.raises(InputError, match='no categories are given'):

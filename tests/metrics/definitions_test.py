@@ -63,6 +63,11 @@ def _ranks(rankings, *, graded=False):
   )
 
 
+def _certain(values):
+  """Values that do not depend on the order of ties."""
+  return ties.Values(*[np.array(values)] * 3)
+
+
 def _rows(names):
   return {name: metrics.get_metric(name) for name in names}
 
@@ -208,14 +213,48 @@ def test_unknown_names(name, near):
   ],
 )
 def test_impossible_orders_are_a_defect(smaller, larger):
-  low, high = np.array([0.25, np.nan]), np.array([0.5, np.nan])
+  low, high = _certain([0.25, 1.0]), _certain([0.5, 1.0])
   definitions.check_invariants({smaller: low, larger: high})
   with pytest.raises(AssertionError, match=f'{smaller} > {larger}'):
     definitions.check_invariants({larger: low, smaller: high})
 
 
+@pytest.mark.parametrize(
+  'values, words',
+  [
+    ((0.5, 0.5, 98.0), r'left \[0, 1\]'),
+    ((0.5, -0.1, 0.5), r'left \[0, 1\]'),
+    ((0.5, 0.6, 0.7), 'left the range'),
+    ((0.5, 0.3, 0.4), 'left the range'),
+    ((np.nan, 0.3, 0.4), 'left the range'),
+    ((0.5, np.nan, 0.6), r'left \[0, 1\]'),
+    ((0.5, 0.5, np.nan), r'left \[0, 1\]'),
+  ],
+)
+def test_impossible_values_are_a_defect(values, words):
+  possible = (0.5 + 1e-12, 0.5, 0.5)
+  definitions.check_invariants({'ndcg': ties.Values(*np.array([possible]).T)})
+  both = np.array([possible, values]).T
+  with pytest.raises(AssertionError, match=f'ndcg {words}'):
+    definitions.check_invariants({'ndcg': ties.Values(*both)})
+
+
+def test_a_query_with_a_positive_has_a_value(monkeypatch):
+  def forgets_one(block):
+    values = np.full(block.ranks.queries.shape, 0.5)
+    values[0] = np.nan
+    return ties.Values(values, values, values)
+
+  metric = metrics.get_metric('ndcg')._replace(values=forgets_one)
+  monkeypatch.setitem(definitions.METRICS, 'ndcg', metric)
+  with pytest.raises(AssertionError, match='ndcg left'):
+    metrics.retrieval_metrics(
+      np.eye(4), np.array([0, 0, 1, 1]), metrics=['ndcg']
+    )
+
+
 def test_what_is_not_ordered_may_be_anything():
-  low, high = np.array([0.25]), np.array([0.5])
+  low, high = _certain([0.25]), _certain([0.5])
   for pair in (
     ('precision_at_5', 'recall_at_4'),
     ('mean_average_precision_at_5', 'recall_at_4'),
@@ -232,7 +271,9 @@ def test_invariants_hold_in_any_order_of_random_rankings():
   ]
   rankings = [row for row in rankings if any(map(any, row))]
   values = definitions.evaluate(_ranks(rankings), _rows(NAMES))
-  definitions.check_invariants({n: v.expected for n, v in values.items()})
+  definitions.check_invariants(values)
+  tied = definitions.evaluate(_ranks(_RANKINGS), _rows(NAMES))
+  definitions.check_invariants(tied)
 
 
 def test_hits_in_places_of_a_large_tie():

@@ -10,7 +10,13 @@ import pytest
 
 from retrieval_jax import metrics
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.metrics import clustering, pairs, set_metrics, verification
+from retrieval_jax.metrics import (
+  clustering,
+  embedding_health,
+  pairs,
+  set_metrics,
+  verification,
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAMES = (
@@ -50,6 +56,36 @@ def test_all_stand_beside_rankings_in_the_order_asked_for():
   assert protocol['num_negative_pairs'] == 63 * 62 / 2 - 270
   assert protocol['num_unknown_queries'] == 3
   assert result.pairs.roc.auroc == found['auroc']
+  assert protocol['thresholds'].keys() == {
+    *('best_f1', 'best_accuracy', 'tpr_at_fpr_0.1', 'fnmr_at_fmr_0.1'),
+    *('open_set_tpr_at_fpr_0.1', 'dir_at_far_0.1'),
+  }
+
+
+def test_thresholds_are_what_gives_the_values():
+  x, labels = _data(noise=1.0)
+  names = ('best_f1', 'best_accuracy', 'tpr_at_fpr_0.1', 'fnmr_at_fmr_0.01')
+  result = metrics.evaluate_retrieval(x, labels, metrics=names)
+  unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+  places = np.triu_indices(len(x), 1)
+  is_match = (labels[:, None] == labels)[places]
+  for name, value in result.metrics.items():
+    threshold = result.protocol['thresholds'][name]
+    # Similarities are rounded to 2 ** -22.
+    accepted = (unit @ unit.T)[places] >= threshold - 2**-22
+    hits = (accepted & is_match).sum()
+    found = {
+      'best_f1': 2 * hits / (accepted.sum() + is_match.sum()),
+      'best_accuracy': (accepted == is_match).mean(),
+      'tpr_at_fpr_0.1': hits / is_match.sum(),
+      'fnmr_at_fmr_0.01': 1 - hits / is_match.sum(),
+    }
+    assert value == pytest.approx(found[name]), name
+  # The nearest pair does not match: nothing may be accepted.
+  x, labels = np.eye(3)[[0, 0, 1, 2]], np.array([0, 1, 0, 1])
+  result = metrics.evaluate_retrieval(x, labels, metrics=['tpr_at_fpr_0.1'])
+  assert result.protocol['thresholds'] == {'tpr_at_fpr_0.1': None}
+  json.dumps(result.protocol, allow_nan=False)
 
 
 def test_a_pass_is_made_once(monkeypatch):
@@ -89,12 +125,76 @@ def test_what_is_undefined_is_left_out_and_said():
   assert 'not label sets' in result.protocol['warnings'][-1]
 
 
+@pytest.mark.parametrize('labels', (np.arange(12), np.zeros(12, int)))
+def test_what_needs_no_positive_or_no_negative_has_a_value(labels):
+  x = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+  names = ('uniformity', 'alignment', 'nmi', 'effective_rank', 'auroc')
+  result = metrics.evaluate_retrieval(x, labels, metrics=names, curves=True)
+  unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+  squares = ((unit[:, None] - unit) ** 2).sum(axis=2)[np.triu_indices(12, 1)]
+  expected = {'uniformity': np.log(np.exp(-2 * squares).mean())}
+  if labels.any():
+    lacking, kind = 'alignment, auroc', 'are relevant'
+    assert result.protocol['num_lone_queries'] == 12
+    assert result.curves is None
+  else:
+    expected['alignment'] = squares.mean()
+    lacking, kind = 'auroc', 'are not relevant'
+  assert result.metrics.keys() == {*names} - {*lacking.split(', ')}
+  for name, value in expected.items():
+    assert result.metrics[name] == pytest.approx(value, abs=1e-5)
+  (warning,) = result.protocol['warnings']
+  assert warning.startswith(f'no value of {lacking}: ') and kind in warning
+  sizes = 66 * labels.any(), 66 * (not labels.any())
+  assert result.protocol['num_negative_pairs'] == sizes[0]
+  assert result.protocol['num_positive_pairs'] == sizes[1]
+
+
+def test_rankings_need_a_positive_where_they_are_asked_for():
+  with pytest.raises(InputError, match='none of the 4 queries'):
+    metrics.retrieval_metrics(
+      np.eye(4), np.arange(4), metrics=('uniformity', 'precision_at_1')
+    )
+
+
 def test_impossible_values_are_a_defect(monkeypatch):
   row = set_metrics.SET_METRICS['auroc']._replace(read=lambda found: 95.7)
   monkeypatch.setitem(set_metrics.SET_METRICS, 'auroc', row)
   x, labels = _data()
   with pytest.raises(AssertionError, match='auroc is 95.7, outside'):
     metrics.retrieval_metrics(x, labels, metrics=('auroc',))
+
+
+@pytest.mark.parametrize(
+  'name, value, bounds',
+  [
+    ('effective_rank', 8.1, '1.0, 8'),
+    ('covariance_effective_rank', 8.1, '1.0, 8'),
+    ('covariance_effective_rank', 0.9, '1.0, 8'),
+    ('pcf', 0.1, '0.125, 1.0'),
+    ('hubness', 7.8, '-7.747'),
+    ('hubness', -7.8, '-7.747'),
+    ('hubness', np.nan, '-7.747'),
+  ],
+)
+def test_bounds_are_those_of_the_data(monkeypatch, name, value, bounds):
+  row = set_metrics.SET_METRICS[name]._replace(read=lambda found: value)
+  monkeypatch.setitem(set_metrics.SET_METRICS, name, row)
+  x, labels = _data()  # 63 rows of dimension 8.
+  with pytest.raises(AssertionError, match=rf'outside \[{bounds}'):
+    metrics.retrieval_metrics(x, labels, metrics=(name,))
+
+
+def test_bounds_can_be_reached():
+  # One row that all others are nearest to; directions that are used alike.
+  for number in (1, 2, 3, 50, 10_000):
+    occurrences = np.append(np.zeros(number - 1), 7.0)
+    _, high = embedding_health.hubness_limits(occurrences)
+    assert embedding_health.hubness(occurrences) == pytest.approx(high)
+  x, labels = np.concatenate([np.eye(4), -np.eye(4)]), np.arange(8) % 2
+  names = ('effective_rank', 'covariance_effective_rank', 'pcf_1.0')
+  found = metrics.evaluate_retrieval(x, labels, metrics=names).metrics
+  assert found == pytest.approx({names[0]: 4, names[1]: 4, names[2]: 1})
 
 
 @pytest.mark.parametrize(

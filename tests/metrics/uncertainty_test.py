@@ -127,13 +127,36 @@ def test_a_difference_is_found():
   assert uncertainty.compare(a, a).p_value == 1
 
 
+def _compare(values, clusters=None, **options):
+  return uncertainty.compare(np.ones(3), values, clusters, **options)
+
+
 @pytest.mark.parametrize(
   'call, words',
   [
     (lambda: _interval(np.ones(3), level=95), 'level is 95'),
     (lambda: _interval(np.ones(3), num_resamples=1), 'num_resamples is 1'),
     (lambda: _interval(np.full(3, np.nan)), 'x: no query has a value'),
-    (lambda: uncertainty.compare(np.ones(3), np.ones(4)), 'match the queries'),
+    (lambda: _interval(np.ones(3), num_resamples=1e3), 'num_resamples is 1000'),
+    (lambda: _interval(np.ones(3), seed=-1), 'seed is -1; allowed is an int'),
+    (lambda: _interval(np.ones((3, 1))), r'x has shape \(3, 1\)'),
+    (lambda: _interval(np.ones(3), np.arange(2)), r'clusters has shape \(2,\)'),
+    (lambda: _interval(np.array([0, np.inf])), 'x is inf of query 1'),
+    (lambda: uncertainty.confidence_intervals({}), 'per_query is empty'),
+    (
+      lambda: uncertainty.confidence_intervals(
+        {'x': np.ones(3), 'y': np.ones(4)}
+      ),
+      r'y has shape \(4,\) and x \(3,\)',
+    ),
+    (lambda: _compare(np.ones(4)), 'match the queries'),
+    (lambda: _compare(np.ones(3), np.arange(4)), 'clusters has shape'),
+    (
+      lambda: _compare(np.array([0, 1, -np.inf])),
+      'values_b is -inf of query 2',
+    ),
+    (lambda: _compare(np.ones(3), seed=-1), 'seed is -1'),
+    (lambda: _compare(np.full(3, np.nan)), 'no query has a value'),
   ],
 )
 def test_mistakes(call, words):

@@ -148,10 +148,26 @@ def test_counts_above_32_bits_are_kept():
   assert [c.tolist() for c in part] == [[0.0], [3 * 2**31 + 5], [1]]
 
 
-@pytest.mark.parametrize('labels', ([0, 0, 0], [0, 1, 2]))
-def test_one_kind_of_pairs_alone_is_undefined(labels):
+@pytest.mark.parametrize(
+  'labels, kind', [([0, 0, 0], 'not relevant'), ([0, 1, 2], 'relevant')]
+)
+def test_one_kind_of_pairs_alone_has_no_threshold(labels, kind):
   x, y = np.eye(3), np.array(labels)
-  with pytest.raises(pairs.UndefinedError, match='relevant to each other'):
+  found = verification.verify(pairs.Task(x, y, x, y, True))
+  with pytest.raises(pairs.UndefinedError, match=f'are {kind} to each other'):
+    _ = found.roc
+  assert found.uniformity == pytest.approx(-4)  # All have d^2 = 2.
+  assert found.positive_bars.sum() + found.negative_bars.sum() == 3
+  if found.num_positives:
+    assert found.alignment == pytest.approx(2)
+  else:
+    with pytest.raises(pairs.UndefinedError, match='that are relevant'):
+      _ = found.alignment
+
+
+def test_no_pair_at_all_is_undefined():
+  x, y = np.ones((1, 2)), np.array([0])
+  with pytest.raises(pairs.UndefinedError, match='gallery row$'):
     verification.verify(pairs.Task(x, y, x, y, True))
 
 

@@ -250,6 +250,10 @@ def recognition(
     _global_ranks(scores, right, num_positives),
     {'gap': definitions.METRICS['mean_average_precision']},
   )['gap']
+  official = np.array([gap])
+  definitions.check_invariants(
+    {'gap': values, 'official gap': values._replace(expected=official)}
+  )
   expected, low, high = (float(array[0]) for array in values)
   return RecognitionResult(
     gap,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from retrieval_jax.core.errors import InputError
+from retrieval_jax.metrics import definitions
 from retrieval_jax.metrics.protocols import google_landmarks, landmark_files
 
 
@@ -157,6 +158,22 @@ def test_recognition_equals_the_loop_in_every_order_of_ties(seed):
 )
 def test_recognition_refusals(predictions, solution, words):
   with pytest.raises(InputError, match=words):
+    google_landmarks.recognition(predictions, solution)
+
+
+@pytest.mark.parametrize('end, value', [('expected', 0.1), ('highest', 0.9)])
+def test_an_impossible_gap_is_a_defect(monkeypatch, end, value):
+  evaluate = definitions.evaluate
+
+  def wrong(*args):
+    values = evaluate(*args)['gap']
+    return {'gap': values._replace(**{end: np.array([value])})}
+
+  predictions = {'a': (1, 0.5), 'b': (2, 0.4)}
+  solution = {'a': [1], 'b': [2]}
+  assert google_landmarks.recognition(predictions, solution).gap == 1
+  monkeypatch.setattr(definitions, 'evaluate', wrong)
+  with pytest.raises(AssertionError, match='gap left the range'):
     google_landmarks.recognition(predictions, solution)
 
 
