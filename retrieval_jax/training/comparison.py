@@ -19,6 +19,8 @@ _PROTOCOL = {
   'gallery_size': 'numbers of gallery images',
   'self_excluded': 'answers to whether a query is excluded from its ranking',
 }
+# Options of `eval` that say how an image is seen when it is measured.
+_VIEWS = ('flip', 'scales', 'scale_pooling', 'pooling', 'gem_p', 'whiten')
 
 
 _MEASURE = 'measure the run again with --mode=evaluate'
@@ -157,6 +159,7 @@ def compare_runs(
     for q, place in zip(queries, places, strict=True):
       is_matched &= ~np.isnan(q.values[name][place])
   warnings = _differences([part['protocol'] for part in found], shared + whole)
+  warnings += _other_views(results)
   if not all_shared:
     left_out = [len(q.names) - len(places[0]) for q in queries]
     warnings.append(
@@ -218,9 +221,11 @@ def _are_results(results) -> bool:
   """Returns whether a JSON value has what is read here of `results.json`."""
   if not isinstance(results, dict) or not isinstance(results.get('step'), int):
     return False
-  evaluations = results.get('evaluations')
+  evaluations, config = results.get('evaluations'), results.get('config', {})
   return (
-    isinstance(evaluations, dict)
+    isinstance(config, dict)
+    and isinstance(config.get('eval', {}), dict)
+    and isinstance(evaluations, dict)
     and bool(evaluations)
     and all(
       isinstance(found, dict) and isinstance(found.get(part), dict)
@@ -300,6 +305,15 @@ def _samples(name, queries, places):
       {over: groups[0]},
     )
     for own in values
+  ]
+
+
+def _other_views(results):
+  a, b = (result.get('config', {}).get('eval', {}) for result in results)
+  return [
+    f'eval.{key} differs: {a.get(key)} in A, {b.get(key)} in B'
+    for key in _VIEWS
+    if a.get(key) != b.get(key)
   ]
 
 

@@ -221,6 +221,17 @@ def test_what_else_differs_is_said(tmp_path):
   ]
 
 
+def test_other_views_of_the_images_are_said(tmp_path):
+  runs = [_write_run(tmp_path / name, _values(0.5)) for name in 'ab']
+  for name, flip in (('a', True), ('b', False)):
+    path = tmp_path / name / 'results.json'
+    results = json.loads(path.read_text())
+    results['config'] = {'eval': {'flip': flip, 'scales': [1.0]}}
+    path.write_text(json.dumps(results))
+  found = comparison.compare_runs(*runs)
+  assert found.warnings == ['eval.flip differs: True in A, False in B']
+
+
 def test_names_that_come_twice_stay_apart(tmp_path):
   names = ['é\udcff\n.png', 'b', 'b', 'b']
   unique = per_query.unique_names(names)
