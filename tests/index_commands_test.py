@@ -128,6 +128,29 @@ def test_queries_that_cannot_be_read_are_skipped(call, query, caplog):
   assert 'names 1 images, of which none can be read' in errors
 
 
+def test_a_pipe_as_a_query_is_refused_at_once(call, caplog):
+  os.mkfifo('pipe.png')
+  status, _, errors = call(
+    search, '--index=digits.index', '--query=pipe.png', '--k=1'
+  )
+  assert (status, 'of which none can be read' in errors) == (2, True)
+  (line,) = [record.getMessage() for record in caplog.records]
+  assert line.endswith('pipe.png: It is a pipe, not a file; skipped')
+
+
+def test_copies_are_named_and_removed_from_the_list(call):
+  shutil.copy(next(pathlib.Path('digits').rglob('*.png')), 'digits/copy.png')
+  argv = [RUN, '--images=digits', '--output=new.index']
+  status, output, errors = call(embed, *argv)
+  assert status == 0, errors
+  assert output == (
+    'new.index: 31 images; 31 embedded, 1 the same as others (see '
+    'duplicates.csv in it)\n'
+  )
+  assert call(embed, '--remove=digits/copy.png', '--output=new.index')[0] == 0
+  assert not os.path.exists('new.index/duplicates.csv')
+
+
 def test_below_the_threshold_there_is_no_match(call):
   blank = PIL.Image.new('L', (28, 28), 255)
   blank.save('blank.png')
