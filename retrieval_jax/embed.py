@@ -12,6 +12,7 @@ import tqdm
 
 from retrieval_jax import command_line, neighbors
 from retrieval_jax.core.errors import InputError
+from retrieval_jax.core.strings import printable
 from retrieval_jax.data.formats import image_lists
 
 _DESCRIPTION = """\
@@ -123,7 +124,8 @@ def run(argv: Sequence[str]) -> None:
       'it)'
     )
   command_line.echo(
-    f'{flags.output}: {summary.num_images:,} images; {", ".join(parts)}'
+    f'{printable(flags.output)}: {summary.num_images:,} images; '
+    f'{", ".join(parts)}'
   )
 
 
@@ -136,7 +138,8 @@ def _remove(flags: argparse.Namespace) -> None:
   manifest = neighbors.remove_images(index, rows)
   index_lists.write_duplicates(neighbors.Index(flags.output, manifest))
   command_line.echo(
-    f'{flags.output}: {manifest.num_images:,} images; {len(rows):,} removed'
+    f'{printable(flags.output)}: {manifest.num_images:,} images; '
+    f'{len(rows):,} removed'
   )
 
 
