@@ -284,7 +284,7 @@ def _orientation(read_exif: Callable[[], PIL.Image.Exif]) -> int:
   try:
     orientation = read_exif().get(_ORIENTATION_TAG, 1)
   except Exception:
-    # A picture whose EXIF is broken is a picture still; OpenCV agrees.
+    # A picture whose EXIF is broken is a picture still.
     return 1
   return orientation if orientation in _TURNS else 1
 

@@ -152,7 +152,8 @@ def retrieval_of_embeddings(
   """Returns mAP@100 of a search by cosine, ties by expectation.
 
   Args:
-    query_embeddings: [Q, D] of the queries of the solution, at least.
+    query_embeddings: [Q, D] of the queries of the solution, at least; or, as
+      the index, the path of an .npy file.
     query_ids: [Q] their ids; those that the solution lacks are left out.
     index_embeddings: [N, D].
     index_ids: [N] their ids.

@@ -59,7 +59,7 @@ def evaluate(
 
   Args:
     query_embeddings: [Q, D] of the queries, cut to their boxes, in the order of
-      the ground truth.
+      the ground truth; or, as the gallery, the path of an .npy file.
     gallery_embeddings: [N, D] in its order; further rows are distractors, such
       as the million of R1M.
     ground_truth: from `read_ground_truth`.
