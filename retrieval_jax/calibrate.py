@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from retrieval_jax import command_line, neighbors
+from retrieval_jax.core.strings import printable
 
 _DESCRIPTION = """\
 Chooses the similarity from which on the nearest image is an answer, on labelled
@@ -80,8 +81,9 @@ def run(argv: Sequence[str]) -> None:
   on = flags.data or f'the validation set of {model.description["workdir"]}'
   calibrating.save(index, found, wanted=f'for {wanted} on {on}')
   command_line.echo(
-    f'{flags.index}: no match below {found.value:.4f}\n'
-    f'  chosen for {wanted} on {on}, {found.num_queries:,} queries:\n'
+    f'{printable(flags.index)}: no match below {found.value:.4f}\n'
+    f'  chosen for {wanted} on {printable(on)}, '
+    f'{found.num_queries:,} queries:\n'
     f'  {found.answered:.2%} are answered, {found.precision:.2%} of these '
     f'rightly; without a match {found.false_positive_rate:.2%} would be'
   )

@@ -14,6 +14,7 @@ import tqdm
 
 from retrieval_jax import command_line
 from retrieval_jax.core.errors import InputError
+from retrieval_jax.core.strings import printable
 from retrieval_jax.data import loading, roles
 from retrieval_jax.data.checks import contact_sheet, findings, inspection
 from retrieval_jax.data.checks.duplicates import MAX_BITS
@@ -148,7 +149,7 @@ def run(argv: Sequence[str]) -> int:
   if flags.html is not None:
     page = contact_sheet.render_page(found, collection, flags.num_threads)
     command_line.write_output('--html', flags.html, page)
-    command_line.echo(f'Pictures: {flags.html}')
+    command_line.echo(f'Pictures: {printable(flags.html)}')
   return 1 if found.of('error') else 0
 
 

@@ -13,10 +13,21 @@ import PIL.Image
 
 from retrieval_jax.core import files
 from retrieval_jax.core.errors import InputError, unknown_name
+from retrieval_jax.core.strings import printable
 
 
 class Parser(argparse.ArgumentParser):
-  """Raises what argparse would print with its usage."""
+  """Raises what argparse would print with its usage; empty texts are refused.
+
+  Example:
+    >>> parser = Parser('prog', 'Does nothing.')
+    >>> _ = parser.add_argument('--images')
+    >>> parse(parser, ['--images='])
+    Traceback (most recent call last):
+    ...
+    retrieval_jax.core.errors.InputError: argument --images: '' is not \
+allowed, but a text is: is a variable of the shell unset?; see --help
+  """
 
   def __init__(self, prog: str, description: str):
     """Starts a parser that knows --help alone.
@@ -31,6 +42,9 @@ class Parser(argparse.ArgumentParser):
       formatter_class=argparse.RawDescriptionHelpFormatter,
       allow_abbrev=False,
     )
+    # The type of what has none. A path that is empty would be the folder that
+    # the command is called in.
+    self.register('type', None, _text)
 
   def error(self, message: str):
     """Raises `InputError`."""
@@ -75,6 +89,15 @@ def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
     known = [f'--{name}' for name in vars(flags)]
     raise unknown_name('flag', rest[0].partition('=')[0], known)
   return flags
+
+
+def _text(text: str) -> str:
+  """Reads a flag of no other type."""
+  if text:
+    return text
+  raise argparse.ArgumentTypeError(
+    "'' is not allowed, but a text is: is a variable of the shell unset?"
+  )
 
 
 def natural(least: int) -> Callable[[str], int]:
@@ -180,5 +203,6 @@ def run_command(
   try:
     return run(sys.argv[1:] if argv is None else argv) or 0
   except InputError as error:
-    print(f'retrieval_jax: {error}', file=sys.stderr)
+    # A line, though a name in it may hold newlines.
+    print(f'retrieval_jax: {printable(str(error))}', file=sys.stderr)
     return 2

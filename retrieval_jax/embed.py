@@ -12,6 +12,7 @@ import tqdm
 
 from retrieval_jax import command_line, neighbors
 from retrieval_jax.core.errors import InputError
+from retrieval_jax.core.strings import printable
 from retrieval_jax.data.formats import image_lists
 
 _DESCRIPTION = """\
@@ -23,8 +24,9 @@ Embeds images by a trained model into an index that can be searched.
       --output=photos.index --add
   python -m retrieval_jax.embed --remove=photos/old --output=photos.index
 
-Images that cannot be read are listed in skipped.csv of the index. The same
-command again goes on where it was stopped, and embeds what has come since.
+Images that cannot be read are listed in skipped.csv of the index, files that
+are equal to others in duplicates.csv. The same command again goes on where it
+was stopped, and embeds what has come since.
 
 Exit status: 0, or 2 where nothing could be done."""
 
@@ -116,20 +118,28 @@ def run(argv: Sequence[str]) -> None:
     parts.append(f'{images.num_repeated:,} listed more than once')
   if summary.skipped:
     parts.append(f'{len(summary.skipped):,} skipped (see skipped.csv in it)')
+  if summary.duplicates:
+    parts.append(
+      f'{len(summary.duplicates):,} the same as others (see duplicates.csv in '
+      'it)'
+    )
   command_line.echo(
-    f'{flags.output}: {summary.num_images:,} images; {", ".join(parts)}'
+    f'{printable(flags.output)}: {summary.num_images:,} images; '
+    f'{", ".join(parts)}'
   )
 
 
 def _remove(flags: argparse.Namespace) -> None:
   """Takes images out of an index."""
-  from retrieval_jax.training import indexing
+  from retrieval_jax.training import index_lists, indexing
 
   index = neighbors.Index.open(flags.output, key='--output')
   rows = indexing.find_rows(index, flags.remove)
   manifest = neighbors.remove_images(index, rows)
+  index_lists.write_duplicates(neighbors.Index(flags.output, manifest))
   command_line.echo(
-    f'{flags.output}: {manifest.num_images:,} images; {len(rows):,} removed'
+    f'{printable(flags.output)}: {manifest.num_images:,} images; '
+    f'{len(rows):,} removed'
   )
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from retrieval_jax import command_line, neighbors
+from retrieval_jax.core.strings import printable
 from retrieval_jax.neighbors import export
 
 _DESCRIPTION = """\
@@ -47,7 +48,7 @@ def run(argv: Sequence[str]) -> None:
   index = neighbors.Index.open(flags.index)
   with command_line.writing('--output', flags.output):
     write(index, flags.output)
-  command_line.echo(f'{flags.output}: {len(index):,} images')
+  command_line.echo(f'{printable(flags.output)}: {len(index):,} images')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

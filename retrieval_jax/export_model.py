@@ -14,6 +14,7 @@ import safetensors.numpy
 
 from retrieval_jax import command_line, inference
 from retrieval_jax.core.errors import InputError
+from retrieval_jax.core.strings import printable
 from retrieval_jax.models import pretrained
 
 WEIGHTS_FILE = 'model.safetensors'
@@ -84,8 +85,8 @@ def run(argv: Sequence[str]) -> None:
     _write(output, model, programs, platforms)
   height, width, channels = model.preprocessing.image_shape
   command_line.echo(
-    f'{flags.output}: images [n, {height}, {width}, {channels}] to embeddings '
-    f'[n, {model.embedding_dim}], step {model.description["step"]}'
+    f'{printable(flags.output)}: images [n, {height}, {width}, {channels}] to '
+    f'embeddings [n, {model.embedding_dim}], step {model.description["step"]}'
   )
 
 

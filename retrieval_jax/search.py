@@ -85,7 +85,7 @@ def run(argv: Sequence[str]) -> None:
     _log.warning(
       '%s is not complete: `python -m retrieval_jax.embed` was stopped after '
       '%d images, run it again to go on',
-      flags.index,
+      printable(flags.index),
       len(index),
     )
   threshold = getattr(flags, 'threshold', index.threshold)
@@ -139,7 +139,7 @@ def run(argv: Sequence[str]) -> None:
       },
     )
     command_line.write_output('--html', flags.html, page)
-    _log.info('pictures: %s', flags.html)
+    _log.info('pictures: %s', printable(flags.html))
 
 
 def _similarity(text: str) -> float | None:

@@ -9,7 +9,15 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from retrieval_jax import calibrate, embed, export_index, search
+from retrieval_jax import (
+  calibrate,
+  compare,
+  embed,
+  evaluate,
+  export_index,
+  inference,
+  search,
+)
 from retrieval_jax.neighbors import Index
 from retrieval_jax.training import checkpoint, results
 from retrieval_jax.training import config as config_lib
@@ -128,6 +136,29 @@ def test_queries_that_cannot_be_read_are_skipped(call, query, caplog):
   assert 'names 1 images, of which none can be read' in errors
 
 
+def test_a_pipe_as_a_query_is_refused_at_once(call, caplog):
+  os.mkfifo('pipe.png')
+  status, _, errors = call(
+    search, '--index=digits.index', '--query=pipe.png', '--k=1'
+  )
+  assert (status, 'of which none can be read' in errors) == (2, True)
+  (line,) = [record.getMessage() for record in caplog.records]
+  assert line.endswith('pipe.png: It is a pipe, not a file; skipped')
+
+
+def test_copies_are_named_and_removed_from_the_list(call):
+  shutil.copy(next(pathlib.Path('digits').rglob('*.png')), 'digits/copy.png')
+  argv = [RUN, '--images=digits', '--output=new.index']
+  status, output, errors = call(embed, *argv)
+  assert status == 0, errors
+  assert output == (
+    'new.index: 31 images; 31 embedded, 1 the same as others (see '
+    'duplicates.csv in it)\n'
+  )
+  assert call(embed, '--remove=digits/copy.png', '--output=new.index')[0] == 0
+  assert not os.path.exists('new.index/duplicates.csv')
+
+
 def test_below_the_threshold_there_is_no_match(call):
   blank = PIL.Image.new('L', (28, 28), 255)
   blank.save('blank.png')
@@ -188,6 +219,46 @@ def test_images_are_added_and_removed(call):
   assert (status, output) == (0, 'digits.index: 30 images; 1 embedded\n')
   (answer,) = search_json(call, '--query=new.png', '--k=1')
   assert answer['nearest'][0]['path'] == os.path.abspath('new.png')
+
+
+@pytest.mark.parametrize(
+  'command, argv',
+  [
+    (embed, [RUN, '--images=', '--output=new']),
+    (embed, [RUN, '--images=digits', '--output=']),
+    (embed, ['--remove', '', '--output=digits.index']),
+    (embed, ['--workdir=', '--images=digits', '--output=new']),
+    (search, ['--index=', '--query=a.png']),
+    (search, ['--index=digits.index', '--query', 'a.png', '']),
+    (compare, ['runs/circle', '']),
+    (evaluate, ['--workdir=', '--config.data.name=mnist']),
+  ],
+)
+def test_an_empty_text_is_refused_at_once(call, command, argv, monkeypatch):
+  monkeypatch.setattr(inference, 'RetrievalModel', None)
+  status, output, errors = call(command, *argv)
+  assert (status, output, os.path.exists('new')) == (2, '', False)
+  assert "'' is not allowed" in errors and errors.count('\n') == 1
+
+
+def test_a_name_with_a_newline_takes_one_line(call):
+  for command, argv in (
+    (embed, ['--workdir=no\npe', '--images=digits', '--output=new.index']),
+    (embed, [RUN, '--images=no\npe', '--output=new.index']),
+    (evaluate, ['--workdir=no\npe', '--config.data.name=mnist']),
+    (search, ['--index=no\npe', '--query=a.png']),
+    (export_index, ['--index=digits.index', '--output=no/p\ne.npz']),
+  ):
+    status, output, errors = call(command, *argv)
+    assert (status, output, errors.count('\n')) == (2, '', 1)
+    assert '\\n' in errors
+  status, output, _ = call(embed, RUN, '--images=digits', '--output=pi\ncs')
+  assert (status, output) == (0, 'pi\\ncs: 30 images; 30 embedded\n')
+  image = str(Index.open('pi\ncs').paths[0])
+  status, output, _ = call(embed, f'--remove={image}', '--output=pi\ncs')
+  assert (status, output) == (0, 'pi\\ncs: 29 images; 1 removed\n')
+  argv = ['--index=pi\ncs', '--output=a\nb.npz']
+  assert call(export_index, *argv)[:2] == (0, 'a\\nb.npz: 29 images\n')
 
 
 def test_another_model_is_refused(call, query):

@@ -1,8 +1,46 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and are files."""
 
 import contextlib
+import errno
 import os
+import stat
 from collections.abc import Iterator
+
+_KINDS = {
+  stat.S_IFBLK: 'a device',
+  stat.S_IFCHR: 'a device',
+  stat.S_IFDIR: 'a folder',
+  stat.S_IFIFO: 'a pipe',
+  stat.S_IFSOCK: 'a socket',
+}
+
+
+def check_regular(path: str) -> None:
+  """Raises unless a path leads to a file with content of its own.
+
+  To open a pipe waits for somebody who writes into it, and a device may have
+  no end.
+
+  Raises:
+    OSError: whose `strerror` says why.
+
+  Example:
+    >>> check_regular(os.sep)
+    Traceback (most recent call last):
+    ...
+    OSError: [Errno 22] It is a folder, not a file: '/'
+  """
+  kind = stat.S_IFMT(os.stat(path).st_mode)
+  if kind != stat.S_IFREG:
+    reason = f'It is {_KINDS.get(kind, "something else")}, not a file'
+    raise OSError(errno.EINVAL, reason, path)
+
+
+def read_bytes(path: str) -> bytes:
+  """Returns what a file holds; see `check_regular`."""
+  check_regular(path)
+  with open(path, 'rb') as file:
+    return file.read()
 
 
 def write_text(path: str, text: str) -> None:

@@ -1,10 +1,10 @@
-"""Image files to arrays: JPEG by OpenCV, all else by Pillow.
+"""Image files to arrays: JPEG by simplejpeg, all else by Pillow.
 
-On photographs of 500 x 375 OpenCV takes four fifths of Pillow's time to decode
-a JPEG, and `resizing` a quarter of its time (benchmarks/decoding.py). Of the
-other formats Pillow is nearly as fast or faster, tells more of damage, and is
-silent where libpng in OpenCV writes to the terminal. Both let other threads run
-meanwhile.
+On photographs of 500 x 375 simplejpeg (libjpeg-turbo) takes four fifths of
+Pillow's time to decode a JPEG (benchmarks/decoding.py), and tells of damage
+within it, where Pillow says nothing and OpenCV writes to the terminal what
+libjpeg finds, without the name of the file. A CMYK JPEG is decoded by Pillow.
+Both let other threads run meanwhile.
 
 What a picture means is the same for both: upright (EXIF), the first frame,
 transparent parts over white, more than 8 bits a channel shifted to 8, CMYK
@@ -12,13 +12,14 @@ converted without a colour profile.
 """
 
 import io
+import re
 import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import PIL.Image
+import simplejpeg
 
 # Above that Pillow warns of a decompression bomb: 268 MB as RGB.
 MAX_PIXELS = 89_478_485
@@ -35,8 +36,10 @@ _TURNS = {
   7: PIL.Image.Transpose.TRANSVERSE,
   8: PIL.Image.Transpose.ROTATE_90,
 }
-# The flags that OpenCV names add BGR, which excludes RGB.
-_REDUCED = {1: 0, 2: 16, 4: 32, 8: 64}
+_COLOUR_SPACES = {1: 'GRAY', 3: 'RGB'}
+# What libjpeg says of damage within, and of bytes that belong to nothing.
+_DAMAGE = 'Corrupt JPEG data: '
+_EXTRANEOUS = re.compile(rf'{_DAMAGE}(\d+) extraneous bytes before marker 0xd9')
 
 
 class UnreadableImageError(Exception):
@@ -78,7 +81,7 @@ def decode(
     image = _decode_jpeg(content, header, channels, min_side)
     if image is not None:
       return image
-  # A JPEG that OpenCV does not take comes here too: for its reason, at least.
+  # A JPEG that is not taken comes here too: for its reason, at least.
   with _open(content) as picture:
     return from_pillow(picture, channels)
 
@@ -126,13 +129,16 @@ def from_pillow(picture: PIL.Image.Image, channels: int) -> np.ndarray:
     UnreadableImageError: if its data are damaged, or have more bits.
   """
   mode = _MODES[channels]
+  # That of the file is lost by turning it. Pillow makes 16 bits of a PGM file
+  # the mode of 32.
+  is_deep = picture.format == 'PPM' and picture.mode == 'I'
   try:
     # Pillow turns a TIFF while it loads it, so orientation is asked after that.
     picture.load()
     turn = _TURNS.get(_orientation(picture.getexif))
     if turn is not None:
       picture = picture.transpose(turn)
-    if picture.mode.startswith('I;16'):
+    if picture.mode.startswith('I;16') or is_deep:
       # Pillow's own conversion clips at 255.
       high_bytes = (np.asarray(picture) >> 8).astype(np.uint8)
       picture = PIL.Image.fromarray(high_bytes)
@@ -151,7 +157,7 @@ def from_pillow(picture: PIL.Image.Image, channels: int) -> np.ndarray:
   # Damaged files make Pillow raise OSError, SyntaxError, ValueError,
   # struct.error and others.
   except Exception as error:
-    raise UnreadableImageError(_one_line(error)) from error
+    raise UnreadableImageError(_damaged(error)) from error
 
 
 class _JpegHeader(NamedTuple):
@@ -191,32 +197,76 @@ def _read_jpeg_header(content: bytes) -> _JpegHeader | None:
 def _decode_jpeg(
   content: bytes, header: _JpegHeader, channels: int, min_side: int
 ) -> np.ndarray | None:
-  """Returns [h, w, channels] uint8, or None if OpenCV does not take it."""
+  """Returns [h, w, channels] uint8, or None for what Pillow is to try."""
   side, reduction = min(header.height, header.width), 1
   if min_side > 0:
     while reduction < 8 and -(-side // (2 * reduction)) >= min_side:
       reduction *= 2
-  flags = _REDUCED[reduction]
-  flags |= cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE
   try:
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-  except cv2.error:
+    image = simplejpeg.decode_jpeg(
+      content,
+      _COLOUR_SPACES[channels],
+      min_height=-(-header.height // reduction),
+      min_width=-(-header.width // reduction),
+    )
+  except ValueError as error:
+    reason = _one_line(error)
+    if reason.startswith(_DAMAGE) and not _is_harmless(reason, content):
+      raise UnreadableImageError(_damaged(error)) from error
     return None
-  return None if image is None else image.reshape(*image.shape[:2], channels)
+  return _upright(image, _orientation(lambda: _parse_exif(header.exif)))
+
+
+def _is_harmless(reason: str, content: bytes) -> bool:
+  """Returns whether what libjpeg calls damage leaves the picture as it was.
+
+  Some programs fill the space before the end marker. Where the picture is
+  damaged, its end is left over too, but that is not one byte repeated.
+  """
+  match = _EXTRANEOUS.fullmatch(reason)
+  if not match:
+    return reason == f'{_DAMAGE}bad ICC marker'
+  end = content.rfind(b'\xff\xd9')
+  return len(set(content[end - int(match[1]) : end])) == 1
+
+
+def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
+  """Returns [h, w, C], turned as EXIF data tell."""
+  if orientation in (3, 4, 6, 7):
+    image = image[::-1]
+  if orientation in (2, 3, 7, 8):
+    image = image[:, ::-1]
+  if orientation >= 5:
+    image = image.transpose(1, 0, 2)
+  return np.ascontiguousarray(image)
 
 
 def _open(content: bytes) -> PIL.Image.Image:
   """Opens a file, of which Pillow reads the header."""
   if not content:
     raise UnreadableImageError('it is empty')
+  if content[:4] == b'RIFF' and content[8:12] == b'WEBP':
+    # Of which Pillow says no more than that it has no decoder.
+    size = 8 + int.from_bytes(content[4:8], 'little')
+    if size > len(content):
+      raise UnreadableImageError(
+        f'it is truncated, {len(content):,} bytes of {size:,}'
+      )
   try:
     picture = PIL.Image.open(io.BytesIO(content), formats=FORMATS)
   except PIL.UnidentifiedImageError as error:
     raise UnreadableImageError(
       f'it is damaged, or not an image of a known format ({", ".join(FORMATS)})'
     ) from error
+  except (
+    PIL.Image.DecompressionBombError,
+    PIL.Image.DecompressionBombWarning,  # Where warnings are errors.
+  ) as error:
+    raise UnreadableImageError(
+      f'it has too many pixels; at most {MAX_PIXELS:,} are decoded'
+    ) from error
   except Exception as error:
-    raise UnreadableImageError(_one_line(error)) from error
+    raise UnreadableImageError(_damaged(error)) from error
   _check_size(*picture.size)
   return picture
 
@@ -234,7 +284,7 @@ def _orientation(read_exif: Callable[[], PIL.Image.Exif]) -> int:
   try:
     orientation = read_exif().get(_ORIENTATION_TAG, 1)
   except Exception:
-    # A picture whose EXIF is broken is a picture still; OpenCV agrees.
+    # A picture whose EXIF is broken is a picture still.
     return 1
   return orientation if orientation in _TURNS else 1
 
@@ -266,6 +316,11 @@ def _convert_array(image: np.ndarray, channels: int) -> np.ndarray:
   if image.shape[-1] == 1:
     return np.repeat(image, channels, axis=-1)
   return from_pillow(PIL.Image.fromarray(image), channels)
+
+
+def _damaged(error: BaseException) -> str:
+  """Returns the reason for a picture that a decoder gave up on."""
+  return f'it is damaged ({_one_line(error)})'
 
 
 def _one_line(error: BaseException) -> str:

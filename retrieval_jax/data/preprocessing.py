@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import PIL.Image
 
+from retrieval_jax.core import files
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.data import decoding
 from retrieval_jax.data.resizing import resize
@@ -300,8 +301,7 @@ def _read_image(
 def _read_file(path: str, name: str) -> bytes:
   """Returns the bytes of a file."""
   try:
-    with open(path, 'rb') as file:
-      return file.read()
+    return files.read_bytes(path)
   except FileNotFoundError as error:
     raise InputError(
       f'{name} is {path!r}, which does not exist: correct the path'

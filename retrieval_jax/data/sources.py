@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from retrieval_jax.core import files
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.core.strings import Strings
 from retrieval_jax.data import decoding
@@ -91,8 +92,7 @@ class ImageFiles:
   def read(self, row: int) -> bytes:
     """Returns the bytes of a file."""
     try:
-      with open(self.describe(row), 'rb') as file:
-        return file.read()
+      return files.read_bytes(self.describe(row))
     except OSError as error:
       raise decoding.UnreadableImageError(
         error.strerror or repr(error)

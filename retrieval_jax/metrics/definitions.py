@@ -220,7 +220,7 @@ METRICS = {
   ),
 }
 
-# Names with a number: `<k>` is at least 1.
+# Names with a number: `<k>` is from 1 to `MAX_K`.
 METRICS_AT_K = {
   'precision_at_<k>': precision_at,
   'recall_at_<k>': recall_at,
@@ -239,6 +239,10 @@ METRICS_AT_K = {
 }
 
 
+# No gallery is larger, and NumPy's integers hold it.
+MAX_K = 2**31 - 1
+
+
 def parse_k(name: str) -> tuple[str, int | None]:
   """Returns the name with `<k>` for its number, and the number.
 
@@ -248,7 +252,7 @@ def parse_k(name: str) -> tuple[str, int | None]:
     >>> parse_k('r_precision')
     ('r_precision', None)
   """
-  match = re.fullmatch(r'(.*_at_)([1-9][0-9]*)(_over_.*)?', name)
+  match = re.fullmatch(r'(.*_at_)([1-9][0-9]{0,99})(_over_.*)?', name)
   if not match:
     return name, None
   return f'{match[1]}<k>{match[3] or ""}', int(match[2])
@@ -265,7 +269,8 @@ def get_metric(
     others: names of other kinds that the message lists too.
 
   Raises:
-    InputError: for an unknown name, with the nearest known one.
+    InputError: for an unknown name, with the nearest known one, or a number
+      above `MAX_K`.
 
   Example:
     >>> get_metric('recall_at_5').definition
@@ -276,6 +281,11 @@ def get_metric(
       return METRICS[name]
     pattern, k = parse_k(name)
     if k is not None and pattern in METRICS_AT_K:
+      if k > MAX_K:
+        raise errors.InputError(
+          f'{prefix} has {name!r}; allowed is a number of at most {MAX_K}: no '
+          'gallery is larger'
+        )
       return METRICS_AT_K[pattern](k)
   raise errors.unknown_name(prefix, name, [*METRICS, *METRICS_AT_K, *others])
 

@@ -251,9 +251,15 @@ def check_metrics(
       f'for example {DEFAULT_METRICS[0]!r}'
     )
   for name in names:
-    if not set_metrics.check_metric(name):
-      base = averages.split_name(name)[1]
-      definitions.get_metric(base, prefix, others=set_metrics.NAMES)
+    if set_metrics.check_metric(name):
+      continue
+    over, base = averages.split_name(name)
+    if over != 'query' and set_metrics.find_metric(base):
+      raise InputError(
+        f'{prefix} has {name!r}, but {base!r} is of the whole set, and of no '
+        f'single query; allowed is {base!r}: leave out what is before it'
+      )
+    definitions.get_metric(base, prefix, others=set_metrics.NAMES)
   return names
 
 

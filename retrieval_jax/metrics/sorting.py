@@ -214,7 +214,9 @@ def _most_positives(query_labels, gallery_labels, grades):
   """Returns how many rows can be relevant to one query: at least as many."""
   _, labels = relations.incidences(gallery_labels)
   queries = query_labels if query_labels.ndim == 2 else query_labels[:, None]
-  counts = np.bincount(labels[labels >= 0], minlength=queries.max() + 1)
+  # Queries may be without any label.
+  num_labels = max(int(queries.max()) + 1, 1)
+  counts = np.bincount(labels[labels >= 0], minlength=num_labels)
   if grades is not None:
     related = (grades > 0).astype(np.int64)
     counts = related[:, : len(counts)] @ counts[: len(grades)]

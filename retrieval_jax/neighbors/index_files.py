@@ -7,6 +7,7 @@ An index is a folder:
   paths-<g>.bytes         the N paths, as the disk has them, one after the other
   offsets-<g>.i64         [N + 1] int64, where each path begins and ends
   skipped.csv             images that could not be read, with the reason
+  duplicates.csv          images whose file is equal to that of another
   lock                    held by the process that writes
 
 Numbers are little-endian. What lies behind the N rows of the manifest was
@@ -31,6 +32,7 @@ from retrieval_jax.core.errors import InputError
 
 MANIFEST = 'manifest.json'
 SKIPPED = 'skipped.csv'
+DUPLICATES = 'duplicates.csv'
 LOCK = 'lock'
 FORMAT = 'retrieval_jax index'
 VERSION = 1

@@ -15,6 +15,7 @@ from retrieval_jax.neighbors.index import Index
 from retrieval_jax.neighbors.index_files import (
   ARRAY_FILE,
   ARRAYS,
+  DUPLICATES,
   LOCK,
   MANIFEST,
   SKIPPED,
@@ -271,7 +272,7 @@ def is_free(folder: str) -> bool:
   if not os.path.isdir(folder):
     return False
   return all(
-    name in (LOCK, SKIPPED)
+    name in (LOCK, SKIPPED, DUPLICATES)
     or ARRAY_FILE.fullmatch(name)
     or _TEMPORARY.fullmatch(name)
     for name in os.listdir(folder)

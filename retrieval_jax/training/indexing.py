@@ -2,9 +2,7 @@
 
 import collections
 import contextlib
-import csv
 import dataclasses
-import io
 import logging
 import os
 import time
@@ -14,12 +12,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from retrieval_jax import data, neighbors
-from retrieval_jax.core import files
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.core.strings import Strings, printable
 from retrieval_jax.data.formats import image_lists
 from retrieval_jax.neighbors import index as index_lib
 from retrieval_jax.neighbors import index_files, index_writer
+from retrieval_jax.training import index_lists
 
 _log = logging.getLogger(__name__)
 
@@ -119,12 +117,15 @@ class Summary:
     num_added: embedded now.
     num_present: in the index already.
     skipped: (path, why) of those that could not be read.
+    duplicates: (path, path of the first file of the same content) of all in the
+      index.
   """
 
   num_images: int = 0
   num_added: int = 0
   num_present: int = 0
   skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+  duplicates: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
 
 class Output(NamedTuple):
@@ -197,7 +198,8 @@ def build_index(
 
   What was embedded is committed every few seconds. Stopped in any way, the same
   call goes on from there. Images that cannot be read are logged, listed in
-  `skipped.csv` of the index, and tried again by the next call.
+  `skipped.csv` of the index, and tried again by the next call. Files of the
+  same content are all embedded, and listed in `duplicates.csv`.
 
   Args:
     model: that embeds.
@@ -249,7 +251,11 @@ def build_index(
       if summary.num_added or (is_done and summary.num_present):
         writer.commit(complete=is_done, sources=tuple(sources))
         summary.num_images = writer.manifest.num_images
-        _write_skipped(folder, images.paths, summary.skipped)
+        index_lists.update_skipped(folder, images.paths, summary.skipped)
+    if summary.num_images:
+      index = neighbors.Index(folder, writer.manifest)
+      summary.duplicates = index_lists.write_duplicates(index)
+      _log_duplicates(summary.duplicates)
   if not summary.num_added + summary.num_present:
     raise InputError(
       f'--images is {images.source!r}, of whose {len(images.paths):,} images '
@@ -295,20 +301,6 @@ def find_rows(index: neighbors.Index, images: str) -> np.ndarray:
   return rows
 
 
-def read_skipped(folder: str) -> list[tuple[str, str]]:
-  """Returns (path, why) of the images that an index does without."""
-  try:
-    with open(
-      os.path.join(folder, index_files.SKIPPED),
-      encoding='utf-8',
-      errors='surrogateescape',
-      newline='',
-    ) as file:
-      return [(row[0], row[1]) for row in csv.reader(file) if len(row) == 2][1:]
-  except FileNotFoundError:
-    return []
-
-
 def _skip(summary: Summary, path: str, reason: str) -> None:
   """Counts an image that cannot be read; the first ones are logged."""
   summary.skipped.append((path, reason.removeprefix(f'{path}: ')))
@@ -318,34 +310,9 @@ def _skip(summary: Summary, path: str, reason: str) -> None:
     _log.warning('further images that cannot be read are only listed')
 
 
-def _write_skipped(
-  folder: str, listed: Strings, skipped: list[tuple[str, str]]
-) -> None:
-  """Writes `skipped.csv`; what it said of images not listed now stays."""
-  path = os.path.join(folder, index_files.SKIPPED)
-  earlier = read_skipped(folder)
-  if earlier:
-    again = np.isin(
-      Strings.of(row[0] for row in earlier).fingerprints(),
-      np.concatenate(
-        [
-          listed.fingerprints(),
-          Strings.of(r[0] for r in skipped).fingerprints(),
-        ]
-      ),
-    )
-    earlier = [
-      r for r, is_again in zip(earlier, again, strict=True) if not is_again
-    ]
-  rows = earlier + skipped
-  try:
-    if not rows:
-      if os.path.exists(path):
-        os.remove(path)
-      return
-    text = io.StringIO(newline='')
-    csv.writer(text).writerows([('path', 'reason'), *rows])
-    content = text.getvalue().encode('utf-8', 'surrogateescape')
-    files.write_bytes(path, content)
-  except OSError as error:
-    raise index_writer.unwritable(folder, error) from error
+def _log_duplicates(found: list[tuple[str, str]]) -> None:
+  """Logs the first ones."""
+  for path, same in found[:_MAX_LOGGED]:
+    _log.info('%s: the same file as %s', printable(path), printable(same))
+  if len(found) > _MAX_LOGGED:
+    _log.info('further files that are the same as others are only listed')

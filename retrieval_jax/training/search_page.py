@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from retrieval_jax.core import pages
+from retrieval_jax.core import files, pages
 from retrieval_jax.core.strings import printable
 from retrieval_jax.data import decoding
 from retrieval_jax.training import plots, report_page
@@ -150,8 +150,7 @@ def _tile(path: str, note: str, name: str = '') -> str:
 def _picture(path: str) -> str:
   """Returns a thumbnail, or why there is none."""
   try:
-    with open(path, 'rb') as file:
-      image = decoding.decode(file.read(), 3, _TILE_SIZE)
+    image = decoding.decode(files.read_bytes(path), 3, _TILE_SIZE)
   except (OSError, decoding.UnreadableImageError):
     return 'cannot be read any more'
   style = ' class="small"' if max(image.shape) <= 64 else ''

@@ -1,6 +1,8 @@
 import concurrent.futures
 import io
+import os
 import struct
+import tempfile
 import time
 import zlib
 
@@ -174,6 +176,14 @@ class DecodeTest(parameterized.TestCase):
     got = decoding.decode(content, 3).astype(int)
     np.testing.assert_array_equal(got, deep >> 8)
 
+  @parameterized.parameters(65535, 1000)
+  def test_sixteen_bits_of_a_pgm(self, largest):
+    grey = np.uint16(np.arange(2400).reshape(40, 60) * largest // 2400)
+    content = b'P5 60 40 %d\n' % largest + grey.astype('>u2').tobytes()
+    got = decoding.decode(content, 1)[..., 0].astype(int)
+    expected = (grey.astype(int) * 65535 // largest) >> 8
+    self.assertLessEqual(np.abs(got - expected).max(), largest != 65535)
+
   @parameterized.parameters('I', 'F')
   def test_thirty_two_bits_are_refused(self, mode):
     content = _file(_picture().convert('L').convert(mode), 'TIFF')
@@ -306,17 +316,56 @@ class UnreadableTest(parameterized.TestCase):
   def test_a_decompression_bomb_is_refused_at_once(self, make, width, height):
     begin = time.perf_counter()
     content = make(width, height)
-    self._assert_refused(content, '[pP]ixels')
+    self._assert_refused(content, 'pixels; at most 89,478,485 are decoded')
     with self.assertRaises(decoding.UnreadableImageError):
       decoding.read_size(content)
     self.assertLess(time.perf_counter() - begin, 1)
 
   def test_damage_that_viewers_forgive_is_forgiven(self):
-    # ImageNet has such files: bytes after the end, and none of the end marker.
+    # ImageNet has such files: bytes after the end, and before its marker.
     content = _file(_picture(375, 500), 'JPEG')
     expected = decoding.decode(content, 3)
-    got = decoding.decode(content + b'\0' * 100, 3)
-    np.testing.assert_array_equal(got, expected)
+    for forgiven in (
+      content + b'\0' * 100,
+      content[:-2] + b'\0' * 100 + content[-2:],
+    ):
+      got = decoding.decode(forgiven, 3)
+      np.testing.assert_array_equal(got, expected)
+
+  @parameterized.product(progressive=(False, True), min_side=(0, 32))
+  def test_a_jpeg_that_is_damaged_inside(self, progressive, min_side):
+    noise = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
+    content = bytearray(
+      _file(PIL.Image.fromarray(noise), 'JPEG', progressive=progressive)
+    )
+    place = len(content) // 2
+    content[place : place + 40] = b'\x55' * 40
+    self._assert_refused(
+      bytes(content), 'it is damaged .Corrupt JPEG data: ', min_side=min_side
+    )
+
+  def test_what_libjpeg_finds_is_not_printed(self):
+    content = bytearray(_file(_picture(375, 500), 'JPEG'))
+    content[-1000:-900] = b'\x55' * 100
+    with tempfile.TemporaryFile() as printed:
+      stderr = os.dup(2)
+      os.dup2(printed.fileno(), 2)
+      try:
+        self._assert_refused(bytes(content), 'Corrupt JPEG data')
+      finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+      printed.seek(0)
+      self.assertEqual(printed.read(), b'')
+
+  @parameterized.parameters(0.1, 0.5, 0.99)
+  def test_a_truncated_webp_is_said_to_be_that(self, share):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    content = _file(PIL.Image.fromarray(noise), 'WEBP')
+    self._assert_refused(
+      content[: int(share * len(content))],
+      f'it is truncated, [0-9,]+ bytes of {len(content):,}',
+    )
 
   def test_threads_may_decode_at_once(self):
     content = _file(_picture(), 'JPEG')

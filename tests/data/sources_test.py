@@ -178,7 +178,7 @@ class FileSourceTest(parameterized.TestCase):
     rows = np.arange(40)[::-1]
     loaded = self._source().load(rows)
     self.assertEqual(list(loaded.errors), [8, 9, 36])
-    for i, reason in ((36, 'not an image'), (9, 'No such'), (8, 'directory')):
+    for i, reason in ((36, 'not an image'), (9, 'No such'), (8, 'a folder')):
       path = str(self.folder / self.names[rows[i]])
       self.assertStartsWith(loaded.errors[i], f'{path}: ')
       self.assertIn(reason, loaded.errors[i])

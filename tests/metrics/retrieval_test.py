@@ -500,6 +500,19 @@ class ErrorsTest(parameterized.TestCase):
     self.check('recall_at_<k>', self.x, self.y, metrics=['recall_at_0'])
     self.check('is the string', self.x, self.y, metrics='r_precision')
     self.check('is empty', self.x, self.y, metrics=[])
+    self.check(
+      "has 'macro_auroc', but 'auroc' is of the whole set",
+      self.x,
+      self.y,
+      metrics=['macro_auroc'],
+    )
+    for pattern in metrics.METRICS_AT_K:
+      for number in ('2147483648', '9' * 20, '9' * 5000):
+        name = pattern.replace('<k>', number)
+        self.check(f'{number}|at_<k>', self.x, self.y, metrics=[name])
+      name = pattern.replace('<k>', '2147483647')
+      values = metrics.retrieval_metrics(self.x, self.y, metrics=[name])
+      self.assertBetween(values[name], 0, 1)
     with self.assertRaisesRegex(InputError, 'eval.metrics is 3'):
       metrics.check_metrics([3])
 

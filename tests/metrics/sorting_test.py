@@ -216,6 +216,9 @@ def test_a_budget_too_small_names_one_that_is_enough():
     ([0, 1], None, np.ones(3), r'grades have shape \(3,\)'),
     ([0, 1], None, -np.eye(2), 'negative'),
     ([[0, 1], [2, 3]], None, None, 'none of the 2 queries.*relevant'),
+    ([[-1, -1], [-1, -1]], None, None, 'none of the 2 queries.*relevant'),
+    ([[-1, -1]] * 2, [[0, 1]] * 2, None, 'none of the 2 queries.*relevant'),
+    ([[0, 1]] * 2, [[-1, -1]] * 2, None, 'none of the 2 queries.*relevant'),
   ],
 )
 def test_refusals(labels, gallery_labels, grades, words):

@@ -16,7 +16,7 @@ from retrieval_jax.core import files
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.data.formats import folders, image_lists
 from retrieval_jax.neighbors import Index, remove_images
-from retrieval_jax.training import indexing
+from retrieval_jax.training import index_lists, indexing
 
 
 class FakeModel:
@@ -184,6 +184,13 @@ BAD = {
   'cut.jpg': (lambda: encoded(picture(12, (90, 90)), 'JPEG')[:500], ''),
   'huge.png': (png_of_100_megapixels, 'pixels'),
 }
+# Not made of bytes.
+ODD = {
+  'link.png': (lambda path: path.symlink_to('nothing.png'), 'No such file'),
+  'self.png': (lambda path: path.symlink_to('self.png'), 'symbolic links'),
+  'pipe.jpg': (os.mkfifo, 'It is a pipe, not a file'),
+}
+REASONS = {name: reason for name, (_, reason) in (BAD | ODD).items()}
 
 
 @pytest.fixture
@@ -196,7 +203,8 @@ def zoo(tmp_path):
     (folder / name).write_bytes(make())
   (folder / 'notes.txt').write_text('no image')
   (folder / '.hidden.png').write_bytes(b'')
-  (folder / 'link.png').symlink_to('nothing.png')
+  for name, (make, _) in ODD.items():
+    make(folder / name)
   return folder
 
 
@@ -204,18 +212,51 @@ def test_images_of_every_kind(zoo, tmp_path, caplog):
   output = str(tmp_path / 'index')
   summary = build(FakeModel(), zoo, output)
   assert sorted(names(output, zoo)) == sorted(GOOD)
-  skipped = dict(indexing.read_skipped(output))
-  assert sorted(skipped) == sorted(str(zoo / name) for name in BAD)
+  skipped = dict(index_lists.read_skipped(output))
+  assert sorted(skipped) == sorted(str(zoo / name) for name in REASONS)
   assert summary.skipped == list(skipped.items())
-  for name, (_, reason) in BAD.items():
+  for name, reason in REASONS.items():
     assert reason in skipped[str(zoo / name)]
     # A line each, though names have newlines.
   lines = [record.getMessage() for record in caplog.records]
-  assert len(lines) == len(BAD) and not any('\n' in line for line in lines)
+  assert len(lines) == len(REASONS) and not any('\n' in line for line in lines)
   rows = dict(
     zip(names(output, zoo), Index.open(output).embeddings, strict=True)
   )
   np.testing.assert_array_equal(rows['same.png'], rows['same-again.png'])
+
+
+def test_a_pipe_for_images_is_one_line_at_once(tmp_path):
+  os.mkfifo(tmp_path / 'pipe.png')
+  os.mkfifo(tmp_path / 'list.csv')
+  with pytest.raises(InputError, match='of whose 1 images none can be read'):
+    build(FakeModel(), tmp_path / 'pipe.png', tmp_path / 'index')
+  with pytest.raises(InputError, match='which is a pipe or a device'):
+    image_lists.list_images(str(tmp_path / 'list.csv'))
+
+
+def test_files_that_are_the_same_are_named(photos, tmp_path, caplog):
+  caplog.set_level('INFO')
+  output = str(tmp_path / 'index')
+  assert not build(FakeModel(), photos, output).duplicates
+  assert not os.path.exists(f'{output}/duplicates.csv')
+  first = photos / 'a' / '00.png'
+  (photos / 'b' / 'two\nlines.png').write_bytes(first.read_bytes())
+  (photos / 'c' / 'link.png').symlink_to(first)
+  (photos / 'c' / 'other.png').write_bytes(b'\0' + first.read_bytes()[1:])
+  summary = build(FakeModel(), photos, output)
+  expected = [
+    (str(photos / 'b' / 'two\nlines.png'), str(first)),
+    (str(photos / 'c' / 'link.png'), str(first)),
+  ]
+  assert summary.duplicates == expected
+  assert index_lists.read_duplicates(output) == expected
+  assert summary.num_images == 13  # All are in it but `other.png`.
+  lines = [r.getMessage() for r in caplog.records if 'same file' in r.message]
+  assert lines == [
+    f'{photos}/b/two\\nlines.png: the same file as {first}',
+    f'{photos}/c/link.png: the same file as {first}',
+  ]
 
 
 def test_an_image_that_was_repaired_is_no_longer_listed(zoo, tmp_path):
@@ -223,9 +264,9 @@ def test_an_image_that_was_repaired_is_no_longer_listed(zoo, tmp_path):
   build(FakeModel(), zoo, output)
   picture(20).save(zoo / 'zero.jpg')
   summary = build(FakeModel(), zoo, output)
-  assert (summary.num_added, len(summary.skipped)) == (1, len(BAD) - 1)
-  listed = [path for path, _ in indexing.read_skipped(output)]
-  assert str(zoo / 'zero.jpg') not in listed and len(listed) == len(BAD) - 1
+  assert (summary.num_added, len(summary.skipped)) == (1, len(REASONS) - 1)
+  listed = [path for path, _ in index_lists.read_skipped(output)]
+  assert str(zoo / 'zero.jpg') not in listed and len(listed) == len(REASONS) - 1
 
 
 def test_images_of_another_place_leave_the_list_alone(zoo, photos, tmp_path):
@@ -233,7 +274,7 @@ def test_images_of_another_place_leave_the_list_alone(zoo, photos, tmp_path):
   build(FakeModel(), zoo, output)
   (photos / 'a' / 'bad.png').write_bytes(b'bad')
   build(FakeModel(), photos, output, add=True)
-  assert len(indexing.read_skipped(output)) == len(BAD) + 1
+  assert len(index_lists.read_skipped(output)) == len(REASONS) + 1
   index = Index.open(output)
   assert len(index) == len(GOOD) + 11
   assert index.manifest.sources == (str(zoo), str(photos))
@@ -248,7 +289,7 @@ def test_a_list_names_images_once_and_may_lead_anywhere(photos, tmp_path):
   assert found.num_repeated == 1
   build(FakeModel(), file, tmp_path / 'index')
   assert names(tmp_path / 'index', photos) == ['a/00.png', 'b/01.png']
-  assert indexing.read_skipped(tmp_path / 'index') == [
+  assert index_lists.read_skipped(tmp_path / 'index') == [
     (str(photos / 'gone.png'), 'No such file or directory')
   ]
 
@@ -267,7 +308,7 @@ def test_a_folder_that_may_not_be_read_is_skipped(
   (photos / 'c' / 'loop').symlink_to(photos)
   summary = build(FakeModel(), photos, tmp_path / 'index')
   assert summary.num_images == 7
-  assert indexing.read_skipped(tmp_path / 'index') == [
+  assert index_lists.read_skipped(tmp_path / 'index') == [
     (str(photos / 'b'), 'folder: Permission denied'),
     (str(photos / 'c' / 'loop'), 'folder: a link to a folder that holds it'),
   ]

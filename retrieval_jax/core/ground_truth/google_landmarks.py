@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from retrieval_jax.core import files
 from retrieval_jax.core.errors import InputError
 
 
@@ -100,7 +101,9 @@ def read_rows(
     InputError: for a damaged file.
   """
   try:
-    with open(path, newline='', encoding='utf-8') as file:
+    files.check_regular(path)
+    # With or without a byte order mark, which spreadsheets write.
+    with open(path, newline='', encoding='utf-8-sig') as file:
       reader = csv.reader(file)
       header = next(reader, [])
       missing = [name for name in columns if name not in header]

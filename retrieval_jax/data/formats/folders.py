@@ -33,8 +33,9 @@ _SPLITS = {
   'query': (TEST, True, False),
   'gallery': (TEST, False, True),
 }
-_NO_IMAGE, _EMPTY, _OUTSIDE = (
+_NO_IMAGE, _NO_FILE, _EMPTY, _OUTSIDE = (
   'file without the extension of an image',
+  'link to nothing, pipe or device',
   'class folder without images',
   'image outside of a class folder',
 )
@@ -73,7 +74,8 @@ def folder(*, dir: str) -> Collection:
   top, skipped = _list(root), {}
   splits = _split_folders(root, top.folders)
   stray = sum(_is_image(name) for name in top.files)
-  _count(skipped, _NO_IMAGE, len(top.files) - stray + top.num_other)
+  _count(skipped, _NO_IMAGE, len(top.files) - stray)
+  _count(skipped, _NO_FILE, len(top.others))
   places = []  # (split folder or '', class) of every class folder.
   for split in splits or ['']:
     inside = _list(os.path.join(root, split)) if split else top
@@ -81,7 +83,8 @@ def folder(*, dir: str) -> Collection:
     if split:
       images = sum(map(_is_image, inside.files))
       stray += images
-      _count(skipped, _NO_IMAGE, len(inside.files) - images + inside.num_other)
+      _count(skipped, _NO_IMAGE, len(inside.files) - images)
+      _count(skipped, _NO_FILE, len(inside.others))
   _count(skipped, _OUTSIDE, stray)
   names = sorted({name for _, name in places})
   order = class_order(names)
@@ -91,11 +94,12 @@ def folder(*, dir: str) -> Collection:
   paths, counts, empty = StringsBuilder(), [], []
   for split, name in places:
     count = 0
-    for below, files, num_other in _walk(root, os.path.join(split, name)):
-      images = sorted(filter(_is_image, files))
+    for below, listing in _walk(root, os.path.join(split, name)):
+      images = sorted(filter(_is_image, listing.files))
       paths.add(Strings.of(os.path.join(below, file) for file in images))
       count += len(images)
-      _count(skipped, _NO_IMAGE, len(files) - len(images) + num_other)
+      _count(skipped, _NO_IMAGE, len(listing.files) - len(images))
+      _count(skipped, _NO_FILE, len(listing.others))
     counts.append(count)
     if not count:
       empty.append(os.path.join(split, name))
@@ -140,7 +144,8 @@ def find_images(root: str) -> tuple[Strings, list[tuple[str, str]]]:
   """Finds the images of a folder and of all folders below it.
 
   Hidden files and folders are passed over, and so are files without the
-  extension of an image.
+  extension of an image. What has it and is no file, such as a link to nothing,
+  is listed: whoever reads it says so.
 
   Args:
     root: the folder.
@@ -160,8 +165,8 @@ def find_images(root: str) -> tuple[Strings, list[tuple[str, str]]]:
     (['b.JPG', 'cat/1.png'], [])
   """
   paths, unreadable = StringsBuilder(), []
-  for below, names, _ in _walk(root, '', unreadable):
-    images = sorted(filter(_is_image, names))
+  for below, listing in _walk(root, '', unreadable):
+    images = sorted(filter(_is_image, listing.files + listing.others))
     folder = os.path.join(root, below)
     paths.add(Strings.of(os.path.join(folder, name) for name in images))
   return paths.finish(), unreadable
@@ -263,7 +268,7 @@ class _Listing:
   def __init__(self):
     self.files: list[str] = []
     self.folders: list[str] = []
-    self.num_other = 0
+    self.others: list[str] = []
 
 
 def _list(path: str) -> _Listing:
@@ -274,12 +279,7 @@ def _list(path: str) -> _Listing:
       for entry in entries:
         if entry.name.startswith('.'):
           continue
-        if entry.is_dir():
-          listing.folders.append(entry.name)
-        elif entry.is_file():
-          listing.files.append(entry.name)
-        else:  # A link to nothing, a pipe.
-          listing.num_other += 1
+        _kind(entry, listing).append(entry.name)
   except OSError as error:
     raise InputError(
       f'folder {path!r} cannot be read ({error.strerror}); allowed are folders '
@@ -289,10 +289,20 @@ def _list(path: str) -> _Listing:
   return listing
 
 
+def _kind(entry: os.DirEntry, listing: _Listing) -> list[str]:
+  """Returns the list that an entry belongs in."""
+  try:
+    if entry.is_dir():
+      return listing.folders
+    return listing.files if entry.is_file() else listing.others
+  except OSError:  # A link to itself, or to where nobody may look.
+    return listing.others
+
+
 def _walk(
   root: str, top: str, unreadable: list[tuple[str, str]] | None = None
-) -> Iterator[tuple[str, list[str], int]]:
-  """Yields (folder, its files, number of other entries) below `top`, sorted.
+) -> Iterator[tuple[str, _Listing]]:
+  """Yields (folder, its entries) of `top` and all below it, sorted.
 
   Folders are relative to the root. A link to a folder is followed. A folder
   that cannot be read, or has no end, is an error; with a list of `unreadable`
@@ -310,7 +320,7 @@ def _walk(
       reason = error.__cause__.strerror or 'cannot be read'
       unreadable.append((os.path.join(root, below), f'folder: {reason}'))
       continue
-    yield below, listing.files, listing.num_other
+    yield below, listing
     for name in reversed(listing.folders):
       child = os.path.join(below, name)
       identity = _identity(os.path.join(root, child))

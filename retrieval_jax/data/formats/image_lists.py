@@ -57,7 +57,7 @@ def list_images(images: str, key: str = '--images') -> ImageList:
     _, first = np.unique(paths.fingerprints(), return_index=True)
     once = paths.take(np.sort(first))
     return ImageList(source, once, [], len(paths) - len(once))
-  if os.path.isfile(source):
+  if os.path.lexists(source) and not os.path.isdir(source):
     return ImageList(source, Strings.of([source]), [])
   root = folders.check_folder(key, source)
   paths, unreadable = folders.find_images(root)

@@ -66,6 +66,8 @@ def open_table(
   file = os.path.abspath(os.path.expanduser(os.fspath(file)))
   if not os.path.isfile(file):
     state = 'is a folder' if os.path.isdir(file) else 'does not exist'
+    if os.path.exists(file) and not os.path.isdir(file):
+      state = 'is a pipe or a device'
     raise InputError(
       f'{key} is {file!r}, which {state}; allowed is a file that ends in '
       f'{", ".join(_CSV + _PARQUET)}: correct {key}'

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from retrieval_jax.core import tiles
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.metrics import definitions
 from retrieval_jax.metrics.listed import evaluate_listed
@@ -105,7 +106,8 @@ def retrieval(
     metrics: names, see `retrieval_metrics`.
 
   Raises:
-    InputError: for a prediction of an image that is no query.
+    InputError: for predictions for an image that is no query, or a string in
+      place of a list.
 
   Example:
     Repeated, 'a' keeps rank 2; query 'r' has no prediction.
@@ -123,6 +125,8 @@ def retrieval(
       f'predictions: {unknown!r} is no query of the solution; allowed are its '
       'queries: leave out images that only recognition asks for'
     )
+  _check_lists('predictions', predictions)
+  _check_lists('solution', solution)
   numbers: dict[str, int] = {}
 
   def rows(images: Iterable[str]) -> list[int]:
@@ -148,7 +152,8 @@ def retrieval_of_embeddings(
   """Returns mAP@100 of a search by cosine, ties by expectation.
 
   Args:
-    query_embeddings: [Q, D] of the queries of the solution, at least.
+    query_embeddings: [Q, D] of the queries of the solution, at least; or, as
+      the index, the path of an .npy file.
     query_ids: [Q] their ids; those that the solution lacks are left out.
     index_embeddings: [N, D].
     index_ids: [N] their ids.
@@ -159,6 +164,13 @@ def retrieval_of_embeddings(
   Raises:
     InputError: if a query or an image to find has no embedding.
   """
+  _check_lists('solution', solution)
+  query_embeddings = tiles.check_embeddings(
+    query_embeddings, 'query_embeddings'
+  )
+  index_embeddings = tiles.check_embeddings(
+    index_embeddings, 'index_embeddings', query_embeddings.shape[1]
+  )
   row_of = {image: row for row, image in enumerate(index_ids)}
   row_of_query = {query: row for row, query in enumerate(query_ids)}
   for name, ids, rows, embeddings in (
@@ -186,7 +198,7 @@ def retrieval_of_embeddings(
     )
   picked = [row_of_query[query] for query in solution]
   return evaluate_listed(
-    np.asarray(query_embeddings)[picked],
+    query_embeddings[picked],
     index_embeddings,
     [[row_of[image] for image in images] for images in solution.values()],
     metrics=metrics,
@@ -263,6 +275,16 @@ def recognition(
     num_positives,
     len(ranked),
   )
+
+
+def _check_lists(name: str, lists: Mapping[str, Any]) -> None:
+  """Raises if a value is a string, whose letters would count as images."""
+  for query, images in lists.items():
+    if isinstance(images, str):
+      raise InputError(
+        f'{name}[{query!r}] is the string {images!r}; allowed is a list of '
+        f'images: pass {images.split()!r}'
+      )
 
 
 def _global_ranks(scores, right, num_positives):

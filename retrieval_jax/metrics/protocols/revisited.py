@@ -18,6 +18,7 @@ trapezoidal and mP@k divides by min(k, rank of the last positive): see
 
 import numpy as np
 
+from retrieval_jax.core import tiles
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.core.ground_truth.revisited import (
   SETUPS,
@@ -58,7 +59,7 @@ def evaluate(
 
   Args:
     query_embeddings: [Q, D] of the queries, cut to their boxes, in the order of
-      the ground truth.
+      the ground truth; or, as the gallery, the path of an .npy file.
     gallery_embeddings: [N, D] in its order; further rows are distractors, such
       as the million of R1M.
     ground_truth: from `read_ground_truth`.
@@ -76,6 +77,12 @@ def evaluate(
     Radenović et al., "Revisiting Oxford and Paris: large-scale image retrieval
     benchmarking", CVPR 2018, section 3.
   """
+  query_embeddings = tiles.check_embeddings(
+    query_embeddings, 'query_embeddings'
+  )
+  gallery_embeddings = tiles.check_embeddings(
+    gallery_embeddings, 'gallery_embeddings', query_embeddings.shape[1]
+  )
   numbers = len(query_embeddings), len(gallery_embeddings)
   known = len(ground_truth.query_names), len(ground_truth.gallery_names)
   if numbers[0] != known[0] or numbers[1] < known[1]:
@@ -102,6 +109,7 @@ def evaluate_ranks(
   ranks: np.ndarray,
   ground_truth: GroundTruth,
   *,
+  num_distractors: int = 0,
   metrics: tuple[str, ...] = METRICS,
 ) -> dict[str, RetrievalResult]:
   """Returns the metrics of each setup for given rankings.
@@ -111,7 +119,12 @@ def evaluate_ranks(
       as the authors' code takes them. Shorter columns leave what they do not
       have unfound.
     ground_truth: from `read_ground_truth`.
+    num_distractors: rows of the gallery behind those of the ground truth, such
+      as the million of R1M.
     metrics: names, see `retrieval_metrics`.
+
+  Raises:
+    InputError: for rankings that do not fit the ground truth.
   """
   ranks = np.asarray(ranks)
   number = len(ground_truth.query_names)
@@ -119,6 +132,15 @@ def evaluate_ranks(
     raise InputError(
       f'ranks has shape {ranks.shape}; allowed is (N, {number}), a column for '
       'each query of the ground truth: transpose it'
+    )
+  num_images = len(ground_truth.gallery_names)
+  last_row = num_images + num_distractors - 1
+  if ranks.size and ranks.max() > last_row:
+    raise InputError(
+      f'ranks has row {ranks.max()}; allowed is at most {last_row}, counted '
+      f'from 0 in the {num_images} images of the ground truth and '
+      f'{num_distractors} distractors: pass num_distractors, or check that the '
+      'rankings are of this gallery'
     )
 
   def of_setup(positives, ignored):

@@ -89,15 +89,17 @@ def evaluate(
   own_rows = dict.fromkeys(domains)
   if merged:
     parts, own_rows = _merge(domains)
-  results = {
-    name: evaluate_retrieval(
-      *part,
-      metrics=metrics,
-      own_rows=own_rows[name],
-      memory_budget_mb=memory_budget_mb,
-    )
-    for name, part in parts.items()
-  }
+  results = {}
+  for name, part in parts.items():
+    try:
+      results[name] = evaluate_retrieval(
+        *part,
+        metrics=metrics,
+        own_rows=own_rows[name],
+        memory_budget_mb=memory_budget_mb,
+      )
+    except InputError as error:
+      raise InputError(f'{name}: {error}') from error
   return UnedResult(
     {
       name: float(

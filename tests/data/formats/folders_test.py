@@ -82,6 +82,15 @@ class FoldersTest(parameterized.TestCase):
     )
     self.assertLen(logs.output, 1)
 
+  def test_what_is_no_file_is_counted_as_that(self):
+    self._touch('a/1.jpg', 'b/1.jpg')
+    (self.root / 'a' / '2.jpg').symlink_to('nothing.jpg')
+    (self.root / 'b' / '2.jpg').symlink_to('2.jpg')
+    os.mkfifo(self.root / 'b' / '3.jpg')
+    found = self._load()
+    self.assertLen(found, 2)
+    self.assertEqual(found.num_skipped, {'link to nothing, pipe or device': 3})
+
   def test_hidden_files_and_folders_are_passed_over(self):
     self._touch('a/1.jpg', 'b/1.jpg', 'a/.x.jpg', '.git/1.jpg', 'b/.h/1.jpg')
     found = self._load()

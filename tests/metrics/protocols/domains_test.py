@@ -101,6 +101,10 @@ def test_uned_refusals():
   domains['d'] = Domain(np.ones((3, 4)), np.zeros(3, int))
   with pytest.raises(InputError, match='d: gallery_embeddings has 4 columns'):
     uned.evaluate(domains, merged=True)
+  domains['d'] = Domain(np.ones((3, 5)), np.arange(3))
+  for merged in (False, True):
+    with pytest.raises(InputError, match='^d: query_labels: none of the 3'):
+      uned.evaluate(domains, merged=merged)
   domains['d'] = Domain(np.ones((3, 5)), np.zeros(2, int))
   with pytest.raises(InputError, match='d: 3 embeddings have 2 labels'):
     uned.evaluate(domains, merged=True)

@@ -1,6 +1,7 @@
 """Google Landmarks v2 against loops of its definitions, and its files."""
 
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -45,6 +46,17 @@ def test_retrieval_by_hand():
   assert result.protocol['num_queries'] == 3
 
 
+def test_a_string_is_no_list_of_images():
+  lists, string = {'q': ['a', 'b']}, {'q': 'a b'}
+  x = np.eye(2)
+  with pytest.raises(InputError, match=r"predictions\['q'\] .* \['a', 'b'\]"):
+    google_landmarks.retrieval(string, lists)
+  with pytest.raises(InputError, match=r"solution\['q'\] is the string 'a b'"):
+    google_landmarks.retrieval(lists, string)
+  with pytest.raises(InputError, match=r"solution\['q'\] is the string 'a b'"):
+    google_landmarks.retrieval_of_embeddings(x[:1], ['q'], x, 'ab', string)
+
+
 def test_the_denominator_is_at_most_100():
   images = [f'i{n}' for n in range(250)]
   for number, found in ((150, 120), (150, 30), (40, 40)):
@@ -74,7 +86,7 @@ def test_retrieval_equals_the_loop():
     google_landmarks.retrieval({'z': []}, solution)
 
 
-def test_retrieval_of_embeddings_equals_that_of_lists():
+def test_retrieval_of_embeddings_equals_that_of_lists(tmp_path):
   random = np.random.default_rng(1)
   queries, index = random.normal(size=(6, 4)), random.normal(size=(150, 4))
   query_ids = [f'q{n}' for n in range(6)]
@@ -94,6 +106,11 @@ def test_retrieval_of_embeddings_equals_that_of_lists():
   assert list(result.metrics.values()) == pytest.approx(
     [_loop_map(predictions, solution)]
   )
+  np.save(tmp_path / 'q.npy', queries)
+  np.save(tmp_path / 'i.npy', index)
+  files = str(tmp_path / 'q.npy'), query_ids, str(tmp_path / 'i.npy'), index_ids
+  again = google_landmarks.retrieval_of_embeddings(*files, solution)
+  assert again.metrics == result.metrics
   for wrong in ({'q0': ['z']}, {'z': ['i0']}):
     with pytest.raises(InputError, match="'z' of the solution has no"):
       google_landmarks.retrieval_of_embeddings(*arguments, wrong)
@@ -250,7 +267,17 @@ def test_damaged_files(tmp_path, reader, text, words):
   assert '\n' not in str(caught.value)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+  path = tmp_path / 'file.csv'
+  path.write_text('id,images\na,b c\n', encoding='utf-8-sig')
+  found = landmark_files.read_retrieval_predictions(str(path))
+  assert found == {'a': ['b', 'c']}
+
+
 def test_files_that_are_no_text(tmp_path):
+  os.mkfifo(tmp_path / 'pipe.csv')
+  with pytest.raises(InputError, match='It is a pipe, not a file'):
+    landmark_files.read_retrieval_predictions(str(tmp_path / 'pipe.csv'))
   (tmp_path / 'file.csv').write_bytes(b'\xff\xfe\x00')
   for name, words in (('file.csv', 'no CSV file'), ('none.csv', 'No such')):
     with pytest.raises(InputError, match=words):

@@ -78,7 +78,7 @@ def test_equals_the_loop(tmp_path, distractors):
   ranks = np.argsort(-gallery @ queries.T, axis=0)
   for results in (
     revisited.evaluate(queries, gallery, truth),
-    revisited.evaluate_ranks(ranks, truth),
+    revisited.evaluate_ranks(ranks, truth, num_distractors=distractors),
   ):
     assert list(results) == ['easy', 'medium', 'hard']
     for setup, result in results.items():
@@ -235,3 +235,23 @@ def test_sizes_that_do_not_fit(tmp_path):
     revisited.evaluate(x[:5], x[:39], truth)
   with pytest.raises(InputError, match=r'ranks has shape \(5, 40\)'):
     revisited.evaluate_ranks(np.zeros((5, 40), int), truth)
+  ranks = np.tile(np.arange(40)[:, None], (1, 5))
+  assert revisited.evaluate_ranks(ranks, truth)
+  for number in (0, 9):
+    with pytest.raises(InputError, match=f'has row 50.* at most {39 + number}'):
+      revisited.evaluate_ranks(ranks + 11, truth, num_distractors=number)
+
+
+def test_embeddings_may_be_files(tmp_path):
+  truth = revisited.read_ground_truth(_write(tmp_path / 'gnd.pkl', _raw()))
+  random = np.random.default_rng(7)
+  arrays = random.normal(size=(5, 6)), random.normal(size=(40, 6))
+  paths = [str(tmp_path / f'{name}.npy') for name in 'qg']
+  for path, array in zip(paths, arrays, strict=True):
+    np.save(path, array)
+  expected = revisited.evaluate(*arrays, truth)
+  found = revisited.evaluate(*paths, truth)
+  for setup, result in found.items():
+    assert result.metrics == expected[setup].metrics
+  with pytest.raises(InputError, match='gallery_embeddings has 5 columns'):
+    revisited.evaluate(paths[0], arrays[1][:, :5], truth)
