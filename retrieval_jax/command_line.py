@@ -188,7 +188,8 @@ def run_command(
     argv: None: those of the process.
 
   Returns:
-    What `run` returned, or 2 for a user's mistake, which is printed.
+    What `run` returned; 2 for a user's mistake, which is printed; 130 if
+    Ctrl-C stopped it.
   """
   logging.basicConfig(
     format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.WARNING
@@ -206,3 +207,6 @@ def run_command(
     # A line, though a name in it may hold newlines.
     print(f'retrieval_jax: {printable(str(error))}', file=sys.stderr)
     return 2
+  except KeyboardInterrupt as stop:
+    print(f'retrieval_jax: stopped; {stop}'.rstrip('; '), file=sys.stderr)
+    return 130

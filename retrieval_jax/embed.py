@@ -102,15 +102,21 @@ def run(argv: Sequence[str]) -> None:
     leave=False,
     disable=not sys.stderr.isatty(),
   )
-  with bar:
-    summary = indexing.build_index(
-      model,
-      images,
-      output,
-      batch_size=flags.batch_size,
-      num_threads=flags.num_threads,
-      progress=bar.update,
-    )
+  try:
+    with bar:
+      summary = indexing.build_index(
+        model,
+        images,
+        output,
+        batch_size=flags.batch_size,
+        num_threads=flags.num_threads,
+        progress=bar.update,
+      )
+  except KeyboardInterrupt as stop:
+    raise KeyboardInterrupt(
+      f'{printable(flags.output)} has what was embedded so far; the same '
+      'command goes on from there'
+    ) from stop
   parts = [f'{summary.num_added:,} embedded']
   if summary.num_present:
     parts.append(f'{summary.num_present:,} there before')

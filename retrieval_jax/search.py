@@ -119,7 +119,9 @@ def run(argv: Sequence[str]) -> None:
           rows[i].tolist(), similarities[i].tolist(), strict=True
         )
       ],
-      threshold is None or similarities[i, 0] >= np.float32(threshold),
+      k
+      if threshold is None
+      else int(np.sum(similarities[i] >= np.float32(threshold))),
     )
     for i, query in enumerate(readable)
   ]
@@ -159,30 +161,37 @@ def _similarity(text: str) -> float | None:
 
 def _to_json(answer, threshold):
   """Returns an answer as a line of JSON."""
-  matches = [
-    {'rank': rank, 'path': path, 'similarity': round(similarity, 6)}
-    for rank, (path, similarity) in enumerate(answer.matches, 1)
+  nearest = [
+    {
+      'rank': rank,
+      'path': path,
+      'similarity': round(similarity, 6),
+      'is_match': rank <= answer.num_matches,
+    }
+    for rank, (path, similarity) in enumerate(answer.nearest, 1)
   ]
   return json.dumps(
     {
       'query': answer.query,
-      'is_match': bool(answer.is_match),
+      'is_match': answer.num_matches > 0,
       'threshold': threshold,
-      'nearest': matches,
+      'nearest': nearest,
     }
   )
 
 
 def _to_table(answer, threshold):
   """Returns an answer as lines for a terminal."""
-  if not answer.is_match:
+  if not answer.num_matches:
     return (
       f'{printable(answer.query)}: no match (the best has '
-      f'{answer.matches[0][1]:.4f}, below the threshold {threshold:.4f})'
+      f'{answer.nearest[0][1]:.4f}, below the threshold {threshold:.4f})'
     )
   here = os.getcwd() + os.sep
   lines = [printable(answer.query)]
-  for rank, (path, similarity) in enumerate(answer.matches, 1):
+  for rank, (path, similarity) in enumerate(
+    answer.nearest[: answer.num_matches], 1
+  ):
     lines.append(
       f'  {rank:>3}  {similarity:.4f}  {printable(path.removeprefix(here))}'
     )

@@ -19,7 +19,7 @@ from retrieval_jax import (
   search,
 )
 from retrieval_jax.neighbors import Index
-from retrieval_jax.training import checkpoint, results
+from retrieval_jax.training import checkpoint, indexing, results
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training.experiment import make_experiment
 
@@ -169,6 +169,50 @@ def test_below_the_threshold_there_is_no_match(call):
   assert 'below the threshold 0.9999)' in output
   (answer,) = search_json(call, '--query=blank.png', '--threshold=0.9999')
   assert not answer['is_match'] and answer['nearest'][0]['similarity'] < 0.9999
+
+
+def test_what_is_below_the_threshold_is_no_match(call, query):
+  (answer,) = search_json(call, f'--query={query}', '--k=4')
+  similarities = [near['similarity'] for near in answer['nearest']]
+  threshold = (similarities[1] + similarities[2]) / 2
+  argv = f'--query={query}', '--k=4', f'--threshold={threshold}'
+  (answer,) = search_json(call, *argv)
+  matches = [near['is_match'] for near in answer['nearest']]
+  assert answer['is_match'] and matches == [True, True, False, False]
+  _, output, _ = call(search, '--index=digits.index', *argv)
+  assert len(output.splitlines()) == 1 + 2
+  assert call(search, '--index=digits.index', '--html=page.html', *argv)[0] == 0
+  page = pathlib.Path('page.html').read_text()
+  assert '<b>2</b> &nbsp;' in page and '<b>3</b> &nbsp;' not in page
+
+
+def test_images_that_calibrate_cannot_read_are_named(call, caplog):
+  shutil.copy('bad.png', 'digits/1/bad.png')
+  argv = calibrate, '--index=digits.index', '--false_positive_rate=0.1'
+  status, output, _ = call(*argv, '--data=digits')
+  assert status == 0 and '30 queries' in output
+  assert 'bad.png' in caplog.text and 'skipped' in caplog.text
+  for i in range(2):
+    os.makedirs(f'broken/{i}')
+    for name in 'ab':
+      shutil.copy('bad.png', f'broken/{i}/{name}.png')
+  status, _, errors = call(*argv, '--data=broken')
+  assert status == 2 and errors.count('\n') == 1
+  assert '--data: of 4 images none can be read' in errors
+
+
+def test_control_c_ends_in_one_line(call, monkeypatch):
+  def stop(*arguments, **options):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(indexing, 'build_index', stop)
+  status, _, errors = call(embed, RUN, '--images=digits', '--output=new.index')
+  assert status == 130 and errors == (
+    'retrieval_jax: stopped; new.index has what was embedded so far; the same '
+    'command goes on from there\n'
+  )
+  monkeypatch.setattr(search, 'run', stop)
+  assert call(search)[::2] == (130, 'retrieval_jax: stopped\n')
 
 
 def test_a_threshold_is_chosen_kept_and_used(call, query):

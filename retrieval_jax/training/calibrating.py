@@ -1,15 +1,19 @@
 """Chooses the threshold of an index on labelled images."""
 
 import dataclasses
+import logging
 import os
 
 import numpy as np
 
 from retrieval_jax import data, neighbors
 from retrieval_jax.core.errors import InputError
+from retrieval_jax.core.strings import printable
 from retrieval_jax.neighbors import calibration
 from retrieval_jax.training import checkpoint, indexing
 from retrieval_jax.training import config as config_lib
+
+_log = logging.getLogger(__name__)
 
 
 def validation_images(
@@ -113,9 +117,16 @@ def save(
 
 
 def _embedded(model, source, batch_size):
-  """Returns (embeddings, labels) of what can be read."""
+  """Returns (embeddings, labels) of what can be read; logs what cannot."""
   rows, embeddings = [], []
   for part in indexing.embed_source(model, source, batch_size):
     rows.append(part.rows)
     embeddings.append(part.embeddings)
+    for reason in part.unreadable.values():
+      _log.warning('%s; skipped', printable(reason))
+  if not any(map(len, rows)):
+    raise InputError(
+      f'--data: of {len(source)} images none can be read; see above, and give '
+      'images that can'
+    )
   return np.concatenate(embeddings), source.labels[np.concatenate(rows)]

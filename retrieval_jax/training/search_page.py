@@ -73,13 +73,13 @@ class Answer(NamedTuple):
 
   Attributes:
     query: the path of its image.
-    matches: (path, similarity), best first.
-    is_match: whether the best is similar enough.
+    nearest: (path, similarity), best first, at least one.
+    num_matches: how many of them are similar enough, the first ones.
   """
 
   query: str
-  matches: Sequence[tuple[str, float]]
-  is_match: bool = True
+  nearest: Sequence[tuple[str, float]]
+  num_matches: int
 
 
 def render_page(
@@ -115,7 +115,7 @@ def render_page(
 
 def _result(answer: Answer, threshold: float | None) -> str:
   """Returns a query with what was found."""
-  if answer.is_match:
+  if answer.num_matches:
     tiles = ''.join(
       _tile(
         path,
@@ -123,13 +123,15 @@ def _result(answer: Answer, threshold: float | None) -> str:
         # The last folder often tells more than the name.
         '/'.join(path.split(os.sep)[-2:]),
       )
-      for rank, (path, similarity) in enumerate(answer.matches, 1)
+      for rank, (path, similarity) in enumerate(
+        answer.nearest[: answer.num_matches], 1
+      )
     )
     found = f'<div class="tiles">{tiles}</div>'
   else:
     found = (
       f'<p class="none">No match: the most similar image has '
-      f'{answer.matches[0][1]:.4f}, below the threshold {threshold:.4f}.</p>'
+      f'{answer.nearest[0][1]:.4f}, below the threshold {threshold:.4f}.</p>'
     )
   return (
     f'<section><h2>{_text(os.path.basename(answer.query))}</h2>'

@@ -29,8 +29,8 @@ def page(tmp_path):
   a, b = str(tmp_path / 'a.jpg'), str(tmp_path / 'b.png')
   return search_page.render_page(
     [
-      Answer(a, [(b, 0.91234), (EVIL, 0.5)]),
-      Answer(EVIL, [(a, 0.25)], is_match=False),
+      Answer(a, [(b, 0.91234), (EVIL, 0.5)], 2),
+      Answer(EVIL, [(a, 0.25)], 0),
     ],
     num_images=1234,
     threshold=0.4,
