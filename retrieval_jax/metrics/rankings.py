@@ -78,7 +78,11 @@ def evaluate_rankings(
       else relations.are_listed(entries, ignored[block]),
     )
 
-  protocol = {'similarity': 'given rankings', 'relevance': 'listed'}
+  protocol = {
+    'similarity': 'given rankings',
+    'relevance': 'listed',
+    'list_length': rankings.shape[1],
+  }
   if ignored is not None:
     protocol['ignored'] = ['rows listed for each query']
   return summarize_hits(

@@ -15,6 +15,7 @@ from retrieval_jax.neighbors import options as options_lib
 from retrieval_jax.neighbors import search
 from retrieval_jax.neighbors.lists import (
   RankedLists,
+  append_found,
   check_list_length,
   empty_lists,
   search_in_blocks,
@@ -39,7 +40,7 @@ def limits(
   """Yields what bounds the options."""
   del options
   yield Limit('truncation', truncation, sizes.found, FOUND)
-  yield Limit(LIST_LENGTH, sizes.list_length, truncation, 'the truncation')
+  yield Limit(LIST_LENGTH, sizes.list_length, sizes.found, FOUND)
   yield Limit('kq', kq, truncation, 'the truncation')
   yield Limit('kd', kd, sizes.gallery - 1, 'the other rows of the gallery')
 
@@ -73,7 +74,9 @@ def diffusion_reranking(
   Args:
     queries: [Q, D] any float dtype, normalised inside.
     gallery: [N, D] likewise.
-    k: length of the lists, at most `truncation`.
+    k: length of the lists, at most N (N - 1 without itself); what is not among
+      the `truncation` nearest follows them as the search found it, see
+      `lists.append_found`.
     kd: neighbours of a gallery row in the graph.
     kq: gallery rows that a query heats.
     truncation: candidates of a query, at most N (N - 1 without itself).
@@ -127,12 +130,13 @@ def diffusion_reranking(
   for block, near in search_in_blocks(
     queries,
     gallery,
-    truncation,
+    max(k, truncation),
     exclude_self=exclude_self,
     row_bytes=0,
     budget=budget,
   ):
-    for row, (cosines, candidates) in enumerate(zip(*near, strict=True)):
+    nearest = (part[:, :truncation] for part in near)
+    for row, (cosines, candidates) in enumerate(zip(*nearest, strict=True)):
       heat = np.zeros(truncation)
       heat[:kq] = np.maximum(cosines[:kq], 0) ** gamma
       spread = graph[candidates][:, candidates]
@@ -141,8 +145,9 @@ def diffusion_reranking(
         system, heat, rtol=_TOLERANCE, atol=0.0, maxiter=num_iterations
       )
       order = np.argsort(-solution, kind='stable')[:k]
-      lists.scores[block.start + row] = solution[order]
-      lists.indices[block.start + row] = candidates[order]
+      lists.scores[block.start + row, : len(order)] = solution[order]
+      lists.indices[block.start + row, : len(order)] = candidates[order]
+    append_found(lists, block, near, truncation)
   return lists
 
 

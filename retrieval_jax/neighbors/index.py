@@ -168,10 +168,18 @@ def check_same_model(
     'config_sha256': 'another network or preprocessing',
   }[differing[-1]]
   name = differing[-1]
+  cure = 'correct --workdir, or embed the images again'
+  if name == 'config_sha256' and all(
+    own.get(key) == model.get(key) for key in ('workdir', 'step')
+  ):
+    cure = (
+      'the run was measured anew since, with other eval options (flip, scales, '
+      'pooling, whiten): measure it with those of before, or embed the images '
+      'again'
+    )
   raise InputError(
     f'{folder} was made with {own.get("workdir")!r}, step {own.get("step")}, '
     f'but the model is {model.get("workdir")!r}, step {model.get("step")}, '
     f'which has {what} ({name} {str(own.get(name))[:12]} and '
-    f'{str(model.get(name))[:12]}); allowed is the same model: correct '
-    '--workdir, or embed the images again'
+    f'{str(model.get(name))[:12]}); allowed is the same model: {cure}'
   )

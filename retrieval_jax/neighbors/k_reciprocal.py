@@ -60,7 +60,9 @@ def k_reciprocal_reranking(
       score = 1 - (1 - lambda) J - lambda d.
 
   What shares nothing with a query has J = 1 and follows by its distance, so the
-  k best are exact. Equal scores come in the order of their index.
+  k best are exact. Equal scores come in the order of their index; with a
+  `lambda_value` of 0 all that shares nothing has a score of 0, and only what is
+  among the k nearest is listed of it.
 
   Args:
     queries: [Q, D] any float dtype, normalised inside.

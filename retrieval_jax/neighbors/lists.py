@@ -69,6 +69,39 @@ def empty_lists(num_queries: int, k: int) -> RankedLists:
   )
 
 
+def append_found(
+  lists: RankedLists, rows: slice | int, found: RankedLists, num_reranked: int
+) -> None:
+  """Writes what a search found behind what was re-ranked of it.
+
+  Its order stays, and the differences of its scores: they are moved so that
+  they do not exceed the last re-ranked score.
+
+  Args:
+    lists: whose first `num_reranked` entries are written, the others to be.
+    rows: of the lists.
+    found: [rows, at least k] of the search, of whose first `num_reranked` the
+      re-ranked are an order.
+    num_reranked: if at least k, nothing is written.
+
+  Example:
+    >>> lists = empty_lists(1, 3)
+    >>> lists.scores[0, :2], lists.indices[0, :2] = [0.5, 0.25], [8, 7]
+    >>> found = RankedLists(np.array([[1.0, 1.0, 0.5]]), np.array([[7, 8, 9]]))
+    >>> append_found(lists, slice(0, 1), found, 2)
+    >>> lists.scores.tolist(), lists.indices.tolist()
+    ([[0.5, 0.25, -0.25]], [[8, 7, 9]])
+  """
+  k, last = lists.scores.shape[1], num_reranked - 1
+  if k <= num_reranked:
+    return
+  scores, indices = (part[..., last:k] for part in found)
+  lists.scores[rows, num_reranked:] = lists.scores[rows, last : last + 1] + (
+    scores[..., 1:] - scores[..., :1]
+  )
+  lists.indices[rows, num_reranked:] = indices[..., 1:]
+
+
 def leave_out(lists: RankedLists, rows: np.ndarray, k: int) -> RankedLists:
   """Returns the first k entries of each list that are not left out.
 

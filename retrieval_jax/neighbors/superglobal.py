@@ -15,6 +15,7 @@ from retrieval_jax.neighbors import options as options_lib
 from retrieval_jax.neighbors import search
 from retrieval_jax.neighbors.lists import (
   RankedLists,
+  append_found,
   check_list_length,
   empty_lists,
   search_in_blocks,
@@ -36,7 +37,7 @@ def limits(
   """Yields what bounds the options."""
   del options
   yield Limit('top_m', top_m, sizes.found, FOUND)
-  yield Limit(LIST_LENGTH, sizes.list_length, top_m, 'top_m')
+  yield Limit(LIST_LENGTH, sizes.list_length, sizes.found, FOUND)
   yield Limit('num_neighbors', num_neighbors, top_m - 1, 'top_m less one')
 
 
@@ -51,7 +52,7 @@ def superglobal_reranking(
   exclude_self: bool = False,
   memory_budget_mb: float = 128,
 ) -> RankedLists:
-  """Returns the k best of the M nearest gallery rows, refined by each other.
+  """Returns the k best, the M nearest gallery rows refined by each other.
 
   Of the M nearest rows of a query, each is averaged with its K nearest among
   them, the best of these are maximised over, and both are compared:
@@ -64,12 +65,13 @@ def superglobal_reranking(
       score = (S1 + S2) / 2.
 
   Negative similarities, which the source has not, weigh nothing. Equal scores
-  come in the order of the first search.
+  come in the order of the first search, and so does what is not among the M,
+  behind them; see `lists.append_found`.
 
   Args:
     queries: [Q, D] any float dtype, normalised inside.
     gallery: [N, D] likewise.
-    k: length of the lists, at most M.
+    k: length of the lists, at most N (N - 1 without itself).
     top_m: M, candidates of a query, at most N (N - 1 without itself).
     num_neighbors: K, at most M - 1.
     beta: the weight of the neighbours.
@@ -111,17 +113,18 @@ def superglobal_reranking(
   wanted = -(-len(queries) // len(devices))
   block_rows = min(_MAX_BLOCK_ROWS, fitting, wanted) * len(devices)
   lists = empty_lists(len(queries), k)
+  num_reranked = min(k, top_m)
   for part, near in search_in_blocks(
     queries,
     gallery,
-    top_m,
+    max(k, top_m),
     exclude_self=exclude_self,
     row_bytes=0,
     budget=budget // 2,
   ):
     for block in tiles.blocks(part.stop - part.start, block_rows):
       rows = slice(part.start + block.start, part.start + block.stop)
-      candidates = near.indices[block]
+      candidates = near.indices[block, :top_m]
       found = tiles.unit_rows(gallery[candidates.reshape(-1)])
       padding = block_rows - len(candidates)
       block_queries, found = jax.device_put(
@@ -131,12 +134,15 @@ def superglobal_reranking(
         ),
         by_row,
       )
-      scores, places = _refine(
-        block_queries, found, beta, k=k, num_neighbors=num_neighbors
+      best = _refine(
+        block_queries, found, beta, k=num_reranked, num_neighbors=num_neighbors
       )
-      lists.scores[rows] = np.asarray(scores)[: len(candidates)]
-      places = np.asarray(places)[: len(candidates)]
-      lists.indices[rows] = np.take_along_axis(candidates, places, axis=1)
+      scores, places = (np.asarray(x)[: len(candidates)] for x in best)
+      lists.scores[rows, :num_reranked] = scores
+      lists.indices[rows, :num_reranked] = np.take_along_axis(
+        candidates, places, axis=1
+      )
+    append_found(lists, part, near, num_reranked)
   return lists
 
 

@@ -39,6 +39,7 @@ def test_what_is_not_ranked_is_not_found():
     [[9, 3], [], [5]], [[3, 4], [1], []], metrics=NAMES
   )
   assert result.protocol['num_lone_queries'] == 1
+  assert result.protocol['list_length'] == 2
   found = {
     name: result.per_query[name][0]
     for name in (

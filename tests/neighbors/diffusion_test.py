@@ -73,6 +73,20 @@ def test_it_follows_a_manifold():
   assert (neighbors.top_k(one[:1], gallery, 39)[1] >= 39).any()
 
 
+@pytest.mark.parametrize('exclude_self', [False, True])
+def test_the_search_goes_on_behind_the_truncation(draw, exclude_self):
+  gallery, _ = draw(60)
+  queries = gallery if exclude_self else draw(9, seed=1)[0]
+  options = {'kd': 8, 'kq': 3, 'truncation': 30, 'exclude_self': exclude_self}
+  k = 60 - exclude_self
+  short = neighbors.diffusion_reranking(queries, gallery, 30, **options)
+  whole = neighbors.diffusion_reranking(queries, gallery, k, **options)
+  found = neighbors.top_k(queries, gallery, k, exclude_self=exclude_self)[1]
+  np.testing.assert_array_equal(whole.indices[:, :30], short.indices)
+  np.testing.assert_array_equal(whole.indices[:, 30:], found[:, 30:])
+  assert (np.diff(whole.scores) <= 0).all()
+
+
 def test_what_is_not_reached_keeps_its_order():
   gallery = np.eye(6)[:, :6] + 0.01 * np.arange(6)[:, None] * np.eye(6)[0]
   lists = neighbors.diffusion_reranking(
@@ -87,7 +101,7 @@ def test_what_is_not_reached_keeps_its_order():
   [
     ({'truncation': 10}, r'diffusion.truncation is 10; allowed is at most 9'),
     ({'kd': 10}, r'diffusion.kd is 10; allowed is at most 9, the other rows'),
-    ({'k': 7}, 'k is 7; allowed is at most 6, the truncation'),
+    ({'k': 10}, 'k is 10; allowed is at most 9'),
     ({'k': 0}, 'k is 0; allowed is an integer of at least 1'),
     ({'alpha': 1.0}, 'diffusion.alpha is 1.0'),
   ],

@@ -335,5 +335,9 @@ def test_another_model_is_refused_by_its_hash(folder, name, message):
   make(folder)
   index = Index.open(folder)
   index.check_model(MODEL | {'workdir': '/moved'})
-  with pytest.raises(InputError, match=message):
+  with pytest.raises(InputError, match=message) as refused:
     index.check_model(MODEL | {name: '99'})
+  is_cause_known = name == 'config_sha256'
+  assert ('measured anew' in str(refused.value)) == is_cause_known
+  with pytest.raises(InputError, match=message + '.*: correct --workdir'):
+    index.check_model(MODEL | {name: '99', 'workdir': '/other'})

@@ -46,12 +46,30 @@ def test_equals_loops(draw, unit, exclude_self, budget_mb):
     np.testing.assert_array_equal(lists.indices[i], near[i][order])
 
 
+@pytest.mark.parametrize('exclude_self', [False, True])
+def test_the_search_goes_on_behind_the_best(draw, exclude_self):
+  gallery, _ = draw(50)
+  queries = gallery if exclude_self else draw(9, seed=1)[0]
+  options = {'top_m': 20, 'num_neighbors': 3, 'exclude_self': exclude_self}
+  k = 50 - exclude_self
+  short = neighbors.superglobal_reranking(queries, gallery, 20, **options)
+  whole = neighbors.superglobal_reranking(queries, gallery, k, **options)
+  found = neighbors.top_k(queries, gallery, k, exclude_self=exclude_self)
+  np.testing.assert_array_equal(whole.indices[:, :20], short.indices)
+  np.testing.assert_array_equal(whole.scores[:, :20], short.scores)
+  np.testing.assert_array_equal(whole.indices[:, 20:], found[1][:, 20:])
+  np.testing.assert_allclose(
+    np.diff(whole.scores[:, 19:]), np.diff(found[0][:, 19:]), atol=1e-6
+  )
+  assert (np.diff(whole.scores) <= 0).all()
+
+
 @pytest.mark.parametrize(
   'options, words',
   [
     ({'top_m': 10}, r'superglobal.top_m is 10; allowed is at most 9'),
     ({'num_neighbors': 8}, 'num_neighbors is 8; allowed is at most 7, top_m'),
-    ({'k': 9}, 'k is 9; allowed is at most 8, top_m'),
+    ({'k': 10}, 'k is 10; allowed is at most 9'),
     ({'beta': float('nan')}, 'superglobal.beta is nan'),
   ],
 )
