@@ -60,9 +60,9 @@ def k_reciprocal_reranking(
       score = 1 - (1 - lambda) J - lambda d.
 
   What shares nothing with a query has J = 1 and follows by its distance, so the
-  k best are exact. Equal scores come in the order of their index; with a
-  `lambda_value` of 0 all that shares nothing has a score of 0, and only what is
-  among the k nearest is listed of it.
+  k best are exact, and a shorter list is the beginning of a longer one. Equal
+  scores come in the order of their index; with a `lambda_value` of 0 all that
+  shares nothing has a score of 0, and comes in the order of the search.
 
   Args:
     queries: [Q, D] any float dtype, normalised inside.
@@ -133,14 +133,27 @@ def k_reciprocal_reranking(
     distance /= largest[query]
     scores = (1 - lambda_value) * overlap / (2 - overlap)
     scores += lambda_value * (1 - distance)
-    lists.scores[block], lists.indices[block] = candidates.best_of(
-      row, scores.astype(np.float32), found, k, len(itself)
+    place = found.astype(np.int64)
+    if lambda_value == 0:
+      # Equal, and more than is at hand: of all orders, only that of the search
+      # begins with what is. The nearest are the first pairs, k of each query.
+      (apart,) = np.nonzero(overlap == 0)
+      place[apart] = len(gallery) + apart % k
+    lists.scores[block], place = candidates.best_of(
+      row, scores.astype(np.float32), place, k, len(itself)
+    )
+    is_apart = place >= len(gallery)
+    rank = np.where(is_apart, place - len(gallery), 0)
+    lists.indices[block] = np.where(
+      is_apart, np.take_along_axis(near[block], rank, axis=1), place
     )
   return lists
 
 
 def _candidates(codes, of_column, near, itself):
   """Returns the pairs that may be among the best: (row, gallery row, overlap).
+
+  The nearest come first, in their order, then what else shares something.
 
   Args:
     codes: of b queries, CSR [b, M].

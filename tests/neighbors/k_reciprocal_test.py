@@ -87,6 +87,31 @@ def test_only_the_distance_is_the_search(draw):
   np.testing.assert_array_equal(lists.indices, expected)
 
 
+@pytest.mark.parametrize('is_one_set', [False, True])
+def test_without_the_distance_what_shares_nothing_is_in_search_order(
+  draw, unit, is_one_set
+):
+  gallery, _ = draw(50)
+  queries = gallery if is_one_set else draw(7, seed=1)[0]
+  options = {'k1': 3, 'k2': 1, 'lambda_value': 0.0, 'exclude_self': is_one_set}
+  longest = len(gallery) - is_one_set
+  lists = neighbors.k_reciprocal_reranking(queries, gallery, longest, **options)
+  nodes = gallery if is_one_set else np.concatenate([queries, gallery])
+  scores = 1 - dense_distances(unit(nodes), 3, 1, 0.0)
+  scores = scores[: len(queries), -len(gallery) :]
+  searched = neighbors.top_k(
+    queries, gallery, longest, exclude_self=is_one_set
+  )[1]
+  for i, ranked in enumerate(lists.indices):
+    apart = [j for j in searched[i] if scores[i, j] < 1e-9]
+    assert 30 < len(apart) and sorted(ranked) == sorted(searched[i])
+    assert ranked[-len(apart) :].tolist() == apart
+  for k in (1, 4, 10):
+    shorter = neighbors.k_reciprocal_reranking(queries, gallery, k, **options)
+    np.testing.assert_array_equal(shorter.indices, lists.indices[:, :k])
+    np.testing.assert_array_equal(shorter.scores, lists.scores[:, :k])
+
+
 def test_equal_rows():
   x = np.ones((9, 3), np.float32)
   lists = neighbors.k_reciprocal_reranking(
