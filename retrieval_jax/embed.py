@@ -14,6 +14,7 @@ from retrieval_jax import command_line, neighbors
 from retrieval_jax.core.errors import InputError
 from retrieval_jax.core.strings import printable
 from retrieval_jax.data.formats import image_lists
+from retrieval_jax.neighbors import index_writer
 
 _DESCRIPTION = """\
 Embeds images by a trained model into an index that can be searched.
@@ -113,10 +114,7 @@ def run(argv: Sequence[str]) -> None:
         progress=bar.update,
       )
   except KeyboardInterrupt as stop:
-    raise KeyboardInterrupt(
-      f'{printable(flags.output)} has what was embedded so far; the same '
-      'command goes on from there'
-    ) from stop
+    raise KeyboardInterrupt(_what_is_kept(flags, output)) from stop
   parts = [f'{summary.num_added:,} embedded']
   if summary.num_present:
     parts.append(f'{summary.num_present:,} there before')
@@ -132,6 +130,18 @@ def run(argv: Sequence[str]) -> None:
   command_line.echo(
     f'{printable(flags.output)}: {summary.num_images:,} images; '
     f'{", ".join(parts)}'
+  )
+
+
+def _what_is_kept(flags, output) -> str:
+  """Says what an embedding that was stopped has left."""
+  if index_writer.current_manifest(output.folder) == output.replaces:
+    return f'nothing new was embedded, {printable(flags.output)} is as it was'
+  # With it, the same command would begin again.
+  but = ' without --overwrite' if flags.overwrite else ''
+  return (
+    f'{printable(flags.output)} has what was embedded so far; the same command'
+    f'{but} goes on from there'
   )
 
 

@@ -1,5 +1,6 @@
 """From a trained run to answers: embed, search, calibrate, export_index."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -205,14 +206,43 @@ def test_control_c_ends_in_one_line(call, monkeypatch):
   def stop(*arguments, **options):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(indexing, 'build_index', stop)
-  status, _, errors = call(embed, RUN, '--images=digits', '--output=new.index')
-  assert status == 130 and errors == (
-    'retrieval_jax: stopped; new.index has what was embedded so far; the same '
-    'command goes on from there\n'
-  )
   monkeypatch.setattr(search, 'run', stop)
   assert call(search)[::2] == (130, 'retrieval_jax: stopped\n')
+
+
+def test_control_c_says_what_embed_keeps(call, monkeypatch):
+  parts = indexing.embed_source
+
+  def stop_after(count):
+    def stopping(*arguments):
+      yield from itertools.islice(parts(*arguments), count)
+      raise KeyboardInterrupt
+
+    monkeypatch.setattr(indexing, 'embed_source', stopping)
+
+  argv = embed, RUN, '--images=digits', '--output=new.index', '--batch_size=8'
+  nothing = 'retrieval_jax: stopped; nothing new was embedded, new.index is '
+  goes_on = (
+    'retrieval_jax: stopped; new.index has what was embedded so far; the same '
+    'command{} goes on from there\n'
+  )
+  stop_after(0)
+  assert call(*argv)[::2] == (130, nothing + 'as it was\n')
+  assert not os.path.exists('new.index')
+  stop_after(1)
+  assert call(*argv)[::2] == (130, goes_on.format(''))
+  assert len(Index.open('new.index')) == 8
+  stop_after(0)
+  for flags in ([], ['--overwrite']):
+    assert call(*argv, *flags)[::2] == (130, nothing + 'as it was\n')
+    assert len(Index.open('new.index')) == 8
+  stop_after(1)
+  status, _, errors = call(*argv, '--overwrite')
+  assert (status, errors) == (130, goes_on.format(' without --overwrite'))
+  assert len(Index.open('new.index')) == 8
+  monkeypatch.setattr(indexing, 'embed_source', parts)
+  status, output, _ = call(*argv)
+  assert status == 0 and '22 embedded, 8 there before' in output
 
 
 def test_a_threshold_is_chosen_kept_and_used(call, query):
