@@ -5,6 +5,7 @@ which entries are relevant, it comes down to which ranks are hits and how many
 hits there could be, and from there the metrics are those of embeddings.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ def evaluate_rankings(
   *,
   ignored=None,
   metrics: Sequence[str] = DEFAULT_METRICS,
+  gallery_size: int | None = None,
 ) -> RetrievalResult:
   """Returns the metrics of given rankings.
 
@@ -45,9 +47,12 @@ def evaluate_rankings(
       query without any is lone: left out of the means.
     ignored: rows in no ranking, likewise; they are not relevant either.
     metrics: names, see `retrieval_metrics`; without `macro_`.
+    gallery_size: rows that a query could find, if known; where rankings are
+      shorter than that, the definitions say so.
 
   Returns:
-    The result, without what only embeddings have.
+    The result, without what only embeddings have. The protocol has list_length,
+    K.
 
   Raises:
     InputError: for arguments of another form, or no relevant row at all.
@@ -85,7 +90,9 @@ def evaluate_rankings(
   }
   if ignored is not None:
     protocol['ignored'] = ['rows listed for each query']
-  return summarize_hits(
+  if gallery_size is not None:
+    protocol['gallery_size'] = gallery_size
+  result = summarize_hits(
     find_hits,
     is_wanted.sum(axis=1),
     names,
@@ -96,6 +103,18 @@ def evaluate_rankings(
       f'relevant: none of the {len(rankings)} queries has a relevant row; '
       'allowed is at least one that does: check the lists'
     ),
+  )
+  if gallery_size is None or rankings.shape[1] >= gallery_size:
+    return result
+  cut = (
+    f'; by the first {rankings.shape[1]} of {gallery_size} gallery rows, what '
+    'is behind them is not found'
+  )
+  definitions = result.protocol['definitions']
+  return dataclasses.replace(
+    result,
+    protocol=result.protocol
+    | {'definitions': {n: text + cut for n, text in definitions.items()}},
   )
 
 

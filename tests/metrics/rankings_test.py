@@ -34,6 +34,19 @@ def test_whole_rankings_equal_those_of_embeddings():
   )
 
 
+@pytest.mark.parametrize('size, cut', [(None, 0), (2, 0), (7, 1)])
+def test_definitions_say_where_rankings_end_before_the_gallery(size, cut):
+  result = metrics.evaluate_rankings(
+    [[4, 2], [1, 3]],
+    [[4], [3, 5]],
+    metrics=('revisited_mean_average_precision',),
+    gallery_size=size,
+  )
+  (sentence,) = result.protocol['definitions'].values()
+  assert sentence.count('by the first 2 of 7 gallery rows') == cut
+  assert result.protocol.get('gallery_size') == size
+
+
 def test_what_is_not_ranked_is_not_found():
   result = metrics.evaluate_rankings(
     [[9, 3], [], [5]], [[3, 4], [1], []], metrics=NAMES

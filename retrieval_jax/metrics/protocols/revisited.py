@@ -145,7 +145,11 @@ def evaluate_ranks(
 
   def of_setup(positives, ignored):
     return evaluate_rankings(
-      ranks.T, positives, ignored=ignored, metrics=metrics
+      ranks.T,
+      positives,
+      ignored=ignored,
+      metrics=metrics,
+      gallery_size=last_row + 1,
     )
 
   return _by_setup(ground_truth, of_setup)
