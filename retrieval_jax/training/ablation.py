@@ -1,4 +1,7 @@
-"""What post-processing does to a ranking: without, each alone, all together."""
+"""What post-processing does to a ranking: without, each alone, all together.
+
+Of several views of an image that are fused, so does the number of them.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,14 +19,17 @@ class Variant(NamedTuple):
   Attributes:
     postprocessing: the names in it; none: the embeddings as they are.
     result: of its ranked lists.
+    views: of an image that were embedded, see `views.Views.compared`.
   """
 
   postprocessing: tuple[str, ...]
   result: metrics.RetrievalResult
+  views: str = 'one view'
 
   def to_dict(self) -> dict[str, Any]:
     """Returns what a results file says of it."""
     return {
+      'views': self.views,
       'postprocessing': list(self.postprocessing),
       'metrics': self.result.metrics,
       'protocol': self.result.protocol,
@@ -49,6 +55,7 @@ def ablate(
   measure: Callable[[np.ndarray], metrics.RetrievalResult],
   *,
   list_length: int,
+  views: str = 'one view',
   left_out: np.ndarray | None = None,
   memory_budget_mb: float = 128,
 ) -> tuple[Variant, ...]:
@@ -60,6 +67,7 @@ def ablate(
     measure: takes ranked rows of the gallery [Q, list_length], padded with -1,
       and returns their metrics.
     list_length: of the lists.
+    views: of an image that were embedded.
     left_out: [Q, L] rows that are in no list of a query, see `neighbors.rank`.
     memory_budget_mb: MiB of each step.
 
@@ -86,12 +94,50 @@ def ablate(
       memory_budget_mb=memory_budget_mb,
     )
     names = tuple(step.name for step in chain)
-    variants.append(Variant(names, measure(lists.indices)))
+    variants.append(Variant(names, measure(lists.indices), views))
   return tuple(variants)
 
 
+def labels(variants: Sequence[Variant]) -> list[str]:
+  """Returns what the rows of a table are called.
+
+  Example:
+    >>> result = metrics.evaluate_lists([[1], [0]], [5, 5])
+    >>> labels([Variant((), result), Variant(('a', 'b'), result)])
+    ['none', 'a + b']
+    >>> labels([Variant((), result), Variant((), result, 'flip'),
+    ...         Variant(('a',), result, 'flip')])
+    ['none (one view)', 'none (flip)', 'a (flip)']
+  """
+  names = [' + '.join(v.postprocessing) or 'none' for v in variants]
+  if len({v.views for v in variants}) < 2:
+    return names
+  return [f'{n} ({v.views})' for n, v in zip(names, variants, strict=True)]
+
+
+def depth_note(variants: Sequence[Variant]) -> str:
+  """Returns a sentence on how much of the gallery the lists are; '' if all.
+
+  Example:
+    >>> result = metrics.evaluate_lists([[1], [0]], [5, 5], [5, 5])
+    >>> depth_note([Variant((), result)])
+    'Of the first 1 of 2 gallery images; what is behind them is not found.'
+  """
+  if not variants:
+    return ''
+  protocol = variants[0].result.protocol
+  length = protocol['list_length']
+  size = protocol['gallery_size'] - protocol.get('self_excluded', False)
+  if length >= size:
+    return ''
+  return (
+    f'Of the first {length:,} of {size:,} gallery images; what is behind them '
+    'is not found.'
+  )
+
+
 def format_table(variants: Sequence[Variant]) -> str:
-  """Returns a Markdown table, a row for each variant.
+  """Returns a Markdown table, a row for each variant, and the depth below.
 
   Example:
     >>> result = metrics.evaluate_lists([[1], [0]], [5, 5])
@@ -103,14 +149,15 @@ r_precision | mean_average_precision_at_r |
   """
   names = dict.fromkeys(n for v in variants for n in v.result.metrics)
   lines = [['post-processing', *names], ['---'] * (len(names) + 1)]
-  for variant in variants:
+  for label, variant in zip(labels(variants), variants, strict=True):
     values = variant.result.metrics
     lines.append(
       [
-        ' + '.join(variant.postprocessing) or 'none',
+        label,
         *(f'{values[n]:.4f}' if n in values else '' for n in names),
       ]
     )
   table = [f'| {" | ".join(line)} |' for line in lines]
   table[1] = f'|{"|".join(lines[1])}|'
-  return '\n'.join(table)
+  note = depth_note(variants)
+  return '\n'.join([*table, *(['', note] if note else [])])

@@ -1,6 +1,7 @@
 """Embeds query and gallery, ranks, and measures."""
 
 import collections
+import copy
 import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -79,6 +80,11 @@ class Evaluator:
     self._grades = config_lib.grades(config, class_categories)
     self._ignored = functools.partial(config_lib.ignored, config)
     self._max_unreadable_share = config.data.max_unreadable_share
+    self._see(task)
+
+  def _see(self, task):
+    """Embeds as a task says from now on."""
+    self._task = task
     self._p_embed = jax.pmap(
       functools.partial(_embed_batch, task=task), axis_name=state_lib.AXIS
     )
@@ -155,18 +161,7 @@ class Evaluator:
     }
 
   def _measure(self, group, name, embedded, curves):
-    query_rows, can_ask = embedded(group.query, name)
-    gallery_rows, can_be_found = query_rows, can_ask
-    if group.gallery is not None:
-      gallery_rows, can_be_found = embedded(group.gallery, name)
-    unreadable = int((~can_ask).sum())
-    if group.gallery is not None:
-      unreadable += int((~can_be_found).sum())
-    if unreadable:
-      group = group.subset(
-        np.flatnonzero(can_ask), np.flatnonzero(can_be_found)
-      )
-      query_rows, gallery_rows = query_rows[can_ask], gallery_rows[can_be_found]
+    group, query_rows, gallery_rows, unreadable = _read(group, name, embedded)
     ignored = self._ignored(group)
     result = self._rank(group, query_rows, gallery_rows, ignored, curves)
     if unreadable:
@@ -221,7 +216,13 @@ class Evaluator:
     found: Mapping[str, Evaluation],
     train: data.Source | None,
   ) -> dict[str, tuple[ablation_lib.Variant, ...]]:
-    """Measures what was embedded anew, with and without post-processing.
+    """Measures lists of what was embedded, with and without post-processing.
+
+    Where an image has several views (`eval.flip`, `eval.scales`), everything is
+    embedded once more with one of them, and with each kind if there are both:
+    what the views change stands before what is done to them. A whitening in the
+    model stays that of all views. Memory: then the embeddings of all sets, once
+    more.
 
     Args:
       replicated_variables: of the embedder that was measured.
@@ -235,28 +236,77 @@ class Evaluator:
     steps = self._postprocessing
     if not steps:
       return {}
+    found = {n: own for n, own in found.items() if _has_lists(own.group)}
+    *fewer, views = self._task.views.compared()
+    variants = {name: () for name in found}
+    for label in fewer:
+      seen = self._seen_by(label, replicated_variables, found)
+      for name, measured in seen:
+        variants[name] += self._ablate(measured, [()], label)
     rows = labels = None
     if neighbors.needs(steps, 'train'):
       rows, readable = self.embed(replicated_variables, train, 'train')
       rows, labels = rows[readable], train.labels[readable]
-    return {
-      name: ablation_lib.ablate(
-        ablation_lib.chains(steps),
-        neighbors.Embedded(
-          queries=measured.query_embeddings,
-          gallery=measured.gallery_embeddings,
-          exclude_self=measured.group.gallery is None,
-          train=rows,
-          train_labels=labels,
-        ),
-        functools.partial(_evaluate_lists, measured),
-        list_length=self._config.list_length,
-        left_out=measured.removed,
-        memory_budget_mb=self._config.memory_budget_mb,
+    for name, measured in found.items():
+      variants[name] += self._ablate(
+        measured, ablation_lib.chains(steps), views, rows, labels
       )
-      for name, measured in found.items()
-      if _has_lists(measured.group)
-    }
+    return variants
+
+  def _ablate(self, measured, chains, views, train=None, train_labels=None):
+    return ablation_lib.ablate(
+      chains,
+      neighbors.Embedded(
+        queries=measured.query_embeddings,
+        gallery=measured.gallery_embeddings,
+        exclude_self=measured.group.gallery is None,
+        train=train,
+        train_labels=train_labels,
+      ),
+      functools.partial(_evaluate_lists, measured),
+      list_length=self._config.list_length,
+      views=views,
+      left_out=measured.removed,
+      memory_budget_mb=self._config.memory_budget_mb,
+    )
+
+  def _seen_by(self, label, replicated_variables, found):
+    """Yields (name, what was measured), with the embeddings of other views."""
+    other = copy.copy(self)
+    other._see(self._task._replace(views=self._task.views.compared()[label]))
+    embedded = embedding.EmbeddedOnce(
+      functools.partial(other.embed, replicated_variables)
+    )
+    for name, measured in found.items():
+      group, queries, gallery, _ = _read(measured.group, name, embedded)
+      yield (
+        name,
+        measured._replace(
+          group=group,
+          query_embeddings=queries,
+          gallery_embeddings=gallery,
+          ignored=self._ignored(group),
+        ),
+      )
+
+
+def _read(group, name, embedded):
+  """Embeds a set, and leaves out what cannot be read.
+
+  Returns:
+    (the set, query embeddings, gallery embeddings, images left out).
+  """
+  query_rows, can_ask = embedded(group.query, name)
+  gallery_rows, can_be_found = query_rows, can_ask
+  if group.gallery is not None:
+    gallery_rows, can_be_found = embedded(group.gallery, name)
+  unreadable = int((~can_ask).sum())
+  if group.gallery is not None:
+    unreadable += int((~can_be_found).sum())
+  if unreadable:
+    group = group.subset(np.flatnonzero(can_ask), np.flatnonzero(can_be_found))
+    query_rows, gallery_rows = query_rows[can_ask], gallery_rows[can_be_found]
+  return group, query_rows, gallery_rows, unreadable
 
 
 def _has_lists(group: data.EvaluationSet) -> bool:
@@ -275,6 +325,7 @@ def _evaluate_lists(
       group.relevant,
       ignored=group.ignored,
       metrics=protocols.METRICS[group.benchmark],
+      gallery_size=len(group.searched) - (group.gallery is None),
     )
   query_labels, gallery_labels = relevance_labels(group)
   return metrics.evaluate_lists(

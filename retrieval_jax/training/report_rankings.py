@@ -102,17 +102,18 @@ def ablation_section(variants: Sequence[ablation.Variant]) -> str:
     f'<th scope="col" class="number">{escape(name)}</th>' for name in names
   )
   rows = []
-  for variant in variants:
-    chain = ' + '.join(variant.postprocessing) or 'none'
+  labels = ablation.labels(variants)
+  for label, variant in zip(labels, variants, strict=True):
     cells = ''.join(
       f'<td class="number">{variant.result.metrics[name]:.4f}</td>'
       if name in variant.result.metrics
       else '<td></td>'
       for name in names
     )
-    rows.append(f'<tr><th scope="row">{escape(chain)}</th>{cells}</tr>')
+    rows.append(f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>')
   return (
     '<div class="wide"><table class="ablation"><thead><tr>'
     f'<th scope="col">Post-processing</th>{heads}</tr></thead>'
     f'<tbody>{"".join(rows)}</tbody></table></div>'
+    f'<p class="empty">{ablation.depth_note(variants)}</p>'
   )

@@ -26,6 +26,25 @@ class Views(NamedTuple):
   scale_pooling: str = 'mean'
   multiple: int = 1
 
+  def compared(self) -> dict[str, 'Views']:
+    """Returns what these are judged beside: one view, each kind, and these.
+
+    Example:
+      >>> list(Views().compared()), list(Views(flip=True).compared())
+      (['one view'], ['one view', 'flip'])
+      >>> list(Views(flip=True, scales=(0.5, 1.0)).compared())
+      ['one view', 'flip', 'scales', 'flip + scales']
+    """
+    unscaled = self._replace(scales=(1.0,), scale_pooling='mean')
+    found = {'one view': unscaled._replace(flip=False)}
+    if self.flip:
+      found['flip'] = unscaled
+    if self.scales != unscaled.scales:
+      found['scales'] = self._replace(flip=False)
+      if self.flip:
+        found['flip + scales'] = self
+    return found
+
 
 def embed(
   network: Callable[..., jax.Array], images: jax.Array, views: Views

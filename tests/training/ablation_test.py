@@ -1,11 +1,23 @@
 """A run measures what its post-processing changes."""
 
+import functools
 import json
 
+import jax
+import numpy as np
 import pytest
 
+from retrieval_jax import metrics, neighbors
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.training import config_checks, dataset_checks, loop
+from retrieval_jax.training import (
+  config_checks,
+  dataset_checks,
+  loop,
+  state,
+  steps,
+)
+from retrieval_jax.training.experiment import make_experiment
+from retrieval_jax.training.views import Views
 
 pytestmark = pytest.mark.usefixtures('no_drawings')
 
@@ -39,6 +51,65 @@ def test_results_hold_each_alone_and_all_together(
   assert variants[0]['protocol']['list_length'] == 20
   assert variants[1]['metrics'] != without
   assert '| pca_whitening + constant_threshold |' in capsys.readouterr().out
+
+
+def test_views_are_measured_each_alone(make_config):
+  config = make_config(
+    model__pooling='average',
+    eval__flip=True,
+    eval__scales=(1.0, 2.0),
+    eval__postprocessing=('constant_threshold',),
+    eval__constant_threshold__threshold=-1.0,
+    eval__list_length=20,
+  )
+  experiment = make_experiment(config)
+  evaluator, tests = experiment.evaluator, experiment.dataset.tests
+  stage = experiment.stages[-1]
+  variables = stage.task.new_state(stage.optimizer, 0).measured()
+  replicated = state.replicate(variables)
+  found = evaluator.measure(replicated, tests)
+  variants = evaluator.ablate(replicated, found, None)['test']
+  group = tests['test']
+  images = np.concatenate(
+    [s.images_at(np.arange(len(s))) for s in (group.query, group.gallery)]
+  )
+  whole, doubled = (
+    jax.jit(
+      functools.partial(
+        steps.embed_step,
+        task=stage.task._replace(views=Views(scales=(scale,))),
+        axis_name=None,
+      )
+    )
+    for scale in (1.0, 2.0)
+  )
+  mirrored = images[:, :, ::-1]
+  one, flipped, large, both = (
+    np.asarray(network(variables, seen))
+    for network in (whole, doubled)
+    for seen in (images, mirrored)
+  )
+  expected = {
+    'one view': one,
+    'flip': one + flipped,
+    'scales': one + large,
+    'flip + scales': one + flipped + large + both,
+  }
+  assert [(v.views, v.postprocessing) for v in variants] == [
+    *((label, ()) for label in expected),
+    ('flip + scales', ('constant_threshold',)),
+  ]
+  values = []
+  for variant, rows in zip(variants, expected.values(), strict=False):
+    queries, gallery = np.split(rows, [len(group.query)])
+    by_hand = metrics.evaluate_lists(
+      neighbors.top_k(queries, gallery, 20)[1],
+      group.query.labels,
+      group.gallery.labels,
+    ).metrics
+    assert variant.result.metrics == pytest.approx(by_hand, abs=1e-9)
+    values.append(by_hand['mean_average_precision_at_20'])
+  assert len(set(values)) == 4
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,8 @@ def test_distractors_and_post_processing(run, tmp_path):
     name = 'revisited_precision_at_1'
     assert without['metrics'][name] == pytest.approx(found[setup][name])
     assert expanded['metrics'].keys() == found[setup].keys()
+    sentences = expanded['protocol']['definitions'].values()
+    assert all('the first 12 of 17 gallery rows' in s for s in sentences)
 
 
 # -- Google Landmarks ---------------------------------------------------------

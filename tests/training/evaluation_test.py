@@ -148,9 +148,8 @@ def test_post_processing_ignores_too(known, make_config):
     eval__same_category_grade=0.5,
     **options,
   )
-  dataset_checks.validate_dataset(config, known)
+  evaluator = make_experiment(config).evaluator
   x = np.random.default_rng(0).normal(size=(120, 6)).astype(np.float32)
-  evaluator = evaluation.Evaluator(config, None, known.class_categories)
   found = _measure(evaluator, known, x, np.ones(120, bool))
   without, with_it = evaluator.ablate(None, {'test': found}, known.train)[
     'test'

@@ -61,7 +61,7 @@ class SectionTest(absltest.TestCase):
     self.assertIn('Too &lt;little&gt; memory.', text)
 
   def test_ablation_has_a_row_for_each_chain(self):
-    lists = metrics.evaluate_lists([[1], [0], [0]], [5, 5, 5])
+    lists = metrics.evaluate_lists([[1, 2], [0, 2], [0, 1]], [5, 5, 5])
     variants = [
       ablation.Variant((), lists),
       ablation.Variant(('pca_whitening', 'diffusion'), lists),
@@ -71,6 +71,17 @@ class SectionTest(absltest.TestCase):
     self.assertLen(rows, 3)
     self.assertIn('pca_whitening + diffusion', rows[2])
     self.assertIn(f'{lists.metrics["precision_at_1"]:.4f}', rows[1])
+    self.assertNotIn('is not found', text)
+    lists = metrics.evaluate_lists([[1], [0], [0]], [5, 5, 5], [5, 5, 6])
+    variants = [
+      ablation.Variant((), lists, 'one view'),
+      ablation.Variant((), lists, 'flip'),
+    ]
+    text = report_rankings.ablation_section(variants)
+    self.assertIn('>none (one view)<', text)
+    self.assertIn('>none (flip)<', text)
+    self.assertIn('Of the first 1 of 3 gallery images', text)
+    self.assertIn('Of the first 1 of 3', ablation.format_table(variants))
     self.assertIn('None was chosen', report_rankings.ablation_section(()))
 
 
