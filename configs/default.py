@@ -276,7 +276,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   # What is done to the embeddings of the test and the validation sets, and to
   # their rankings, in this order; docs/postprocessing.md says what each is.
   # The metrics above stay those of the embeddings as they are: what each of
-  # these changes, alone and all together, is the ablation in results.json.
+  # these changes, alone and all together, is the ablation in results.json; what
+  # flip and scales change is in it too, if they are set.
   evaluation.postprocessing = ()
   # Of the ranked lists that the ablation measures.
   evaluation.list_length = 100

@@ -130,16 +130,8 @@ def _validate_postprocessing(
       f'eval.postprocessing has {names[0]!r}, which takes one label an image, '
       f'but the images of {dataset.name} have several: leave it out'
     )
-  grades = config_lib.grades(config, dataset.class_categories)
   for group in (*dataset.tests.values(), *dataset.validations.values()):
     num_gallery = len(group.searched)
-    num_ignored, key = 0, 'eval.list_length'
-    if ignored := config_lib.ignored(config, group):
-      rows = ignored.rows_of_all(
-        group.query.labels, group.searched.labels, grades
-      )
-      num_ignored = rows.shape[1]
-      key += f' with {num_ignored} rows that a query may ignore'
     neighbors.check_sizes(
       steps,
       neighbors.Sizes(
@@ -148,10 +140,10 @@ def _validate_postprocessing(
         train=num_train,
         # Or fewer, if the whitening finds no more.
         dim=_whitened_dim(config) or config.model.embedding_dim,
-        list_length=config.eval.list_length + num_ignored,
+        list_length=config.eval.list_length,
       ),
       section='eval.',
-      list_length_key=key,
+      list_length_key='eval.list_length',
     )
 
 

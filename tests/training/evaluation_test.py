@@ -216,21 +216,46 @@ def test_the_page_shows_nothing_that_is_ignored(known, make_config, tmp_path):
   assert 'ignored rows' in page.pairs_note
 
 
-def test_lists_need_room_for_what_is_ignored(known, make_config):
+@pytest.mark.parametrize('list_length', [25, 80])
+def test_lists_of_a_benchmark_say_where_they_end(
+  known, make_config, list_length
+):
+  options = {'top_m': 20, 'num_neighbors': 3}
   config = make_config(
-    eval__ignore=('sequence',),
-    eval__postprocessing=('diffusion',),
-    eval__diffusion__truncation=30,
-    eval__list_length=len(known.tests['test'].searched) - 1,
+    eval__postprocessing=('superglobal',),
+    eval__list_length=list_length,
+    **{f'eval__superglobal__{key}': value for key, value in options.items()},
   )
-  most = max(
-    np.sum(known.tests['test'].sequences[1] == own)
-    for own in known.tests['test'].sequences[0]
-    if own >= 0
+  random = np.random.default_rng(0)
+  group = dataclasses.replace(
+    known.tests['test'],
+    benchmark='revisited',
+    relevant=[random.choice(40, 5, False) for _ in range(40)],
+    ignored=[40 + random.choice(40, i % 7, False) for i in range(40)],
   )
-  with pytest.raises(
-    InputError,
-    match=f'eval.list_length with {most} rows that a query may ignore is '
-    f'{len(known.tests["test"].searched) - 1 + most}; allowed is at most ',
-  ):
-    dataset_checks.validate_dataset(config, known)
+  dataset = dataclasses.replace(known, tests={'test': group})
+  dataset_checks.validate_dataset(config, dataset)
+  evaluator = make_experiment(config).evaluator
+  x = random.normal(size=(120, 6)).astype(np.float32)
+  found = _measure(evaluator, dataset, x, np.ones(120, bool))
+  without, with_it = evaluator.ablate(None, {'test': found}, None)['test']
+  name = 'revisited_mean_average_precision'
+  is_whole = list_length == 80
+  for variant in (without, with_it):
+    sentence = variant.result.protocol['definitions'][name]
+    assert ('first 25 of 80 gallery rows' in sentence) != is_whole
+  official = found.result.metrics
+  if is_whole:
+    assert without.result.metrics == pytest.approx(official, abs=1e-12)
+  else:
+    assert without.result.metrics[name] < official[name]
+  # The lists are the first of a whole ranking from which junk was taken.
+  rankings = neighbors.superglobal_reranking(x[80:], x[:80], 80, **options)[1]
+  rankings = [
+    [row for row in ranking if row not in junk][:list_length]
+    for ranking, junk in zip(rankings, group.ignored, strict=True)
+  ]
+  by_hand = metrics.evaluate_rankings(
+    rankings, group.relevant, metrics=tuple(official)
+  )
+  assert with_it.result.metrics == pytest.approx(by_hand.metrics, abs=1e-12)
