@@ -199,7 +199,7 @@ def test_images_that_calibrate_cannot_read_are_named(call, caplog):
       shutil.copy('bad.png', f'broken/{i}/{name}.png')
   status, _, errors = call(*argv, '--data=broken')
   assert status == 2 and errors.count('\n') == 1
-  assert '--data: of 4 images none can be read' in errors
+  assert 'none of the 4 images to calibrate on can be read' in errors
 
 
 def test_control_c_ends_in_one_line(call, monkeypatch):

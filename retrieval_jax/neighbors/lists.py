@@ -70,7 +70,7 @@ def empty_lists(num_queries: int, k: int) -> RankedLists:
 
 
 def append_found(
-  lists: RankedLists, rows: slice | int, found: RankedLists, num_reranked: int
+  lists: RankedLists, rows: slice, found: RankedLists, num_reranked: int
 ) -> None:
   """Writes what a search found behind what was re-ranked of it.
 
@@ -95,11 +95,11 @@ def append_found(
   k, last = lists.scores.shape[1], num_reranked - 1
   if k <= num_reranked:
     return
-  scores, indices = (part[..., last:k] for part in found)
+  scores, indices = (part[:, last:k] for part in found)
   lists.scores[rows, num_reranked:] = lists.scores[rows, last : last + 1] + (
-    scores[..., 1:] - scores[..., :1]
+    scores[:, 1:] - scores[:, :1]
   )
-  lists.indices[rows, num_reranked:] = indices[..., 1:]
+  lists.indices[rows, num_reranked:] = indices[:, 1:]
 
 
 def leave_out(lists: RankedLists, rows: np.ndarray, k: int) -> RankedLists:

@@ -86,7 +86,7 @@ class Searcher:
     self.first_pass = first_pass
     self._score = score = scores.SCORES[distance]
     self._rows = row_files.RowReader(gallery)
-    self._centre = _mean(self._rows) if score.is_distance else np.float32(0)
+    self._centre = _mean(self._rows) if score.is_distance else None
     self._largest_norm = self._check_norms(self._rows, 'gallery')
     self._tiles = tiles.Tiles(
       gallery,
@@ -105,6 +105,8 @@ class Searcher:
 
   def _centred(self, rows):
     """Returns rows as they are searched; what is near then is less rounded."""
+    if not self._score.is_distance:
+      return rows
     return rows.astype(np.float32, copy=False) - self._centre
 
   def _norms(self, rows):

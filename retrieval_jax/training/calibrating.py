@@ -126,7 +126,7 @@ def _embedded(model, source, batch_size):
       _log.warning('%s; skipped', printable(reason))
   if not any(map(len, rows)):
     raise InputError(
-      f'--data: of {len(source)} images none can be read; see above, and give '
-      'images that can'
+      f'none of the {len(source)} images to calibrate on can be read; see '
+      'above, and give others by --data'
     )
   return np.concatenate(embeddings), source.labels[np.concatenate(rows)]

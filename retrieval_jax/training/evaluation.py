@@ -1,7 +1,6 @@
 """Embeds query and gallery, ranks, and measures."""
 
 import collections
-import copy
 import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -80,14 +79,8 @@ class Evaluator:
     self._grades = config_lib.grades(config, class_categories)
     self._ignored = functools.partial(config_lib.ignored, config)
     self._max_unreadable_share = config.data.max_unreadable_share
-    self._see(task)
-
-  def _see(self, task):
-    """Embeds as a task says from now on."""
     self._task = task
-    self._p_embed = jax.pmap(
-      functools.partial(_embed_batch, task=task), axis_name=state_lib.AXIS
-    )
+    self._p_embed = _pmap_embed(task)
 
   def embed(
     self, replicated_variables: Any, source: data.Source, name: str = 'given'
@@ -105,6 +98,9 @@ class Evaluator:
     Raises:
       InputError: if too many cannot.
     """
+    return self._embed_by(self._p_embed, replicated_variables, source, name)
+
+  def _embed_by(self, p_embed, replicated_variables, source, name):
     batches = data.padded_batches(
       source,
       self._config.batch_size,
@@ -115,7 +111,7 @@ class Evaluator:
     for batch in batches:
       images, mask = state_lib.shard((batch['images'], batch['mask']))
       # Each device returns the rows of all, so the first has them all.
-      block = self._p_embed(replicated_variables, images, mask)
+      block = p_embed(replicated_variables, images, mask)
       ahead.append([array.addressable_data(0) for array in block])
       # One batch stays under way; more would only pile up on the devices.
       if len(ahead) > 1:
@@ -272,10 +268,10 @@ class Evaluator:
 
   def _seen_by(self, label, replicated_variables, found):
     """Yields (name, what was measured), with the embeddings of other views."""
-    other = copy.copy(self)
-    other._see(self._task._replace(views=self._task.views.compared()[label]))
+    views = self._task.views.compared()[label]
+    p_embed = _pmap_embed(self._task._replace(views=views))
     embedded = embedding.EmbeddedOnce(
-      functools.partial(other.embed, replicated_variables)
+      functools.partial(self._embed_by, p_embed, replicated_variables)
     )
     for name, measured in found.items():
       group, queries, gallery, _ = _read(measured.group, name, embedded)
@@ -288,6 +284,12 @@ class Evaluator:
           ignored=self._ignored(group),
         ),
       )
+
+
+def _pmap_embed(task):
+  return jax.pmap(
+    functools.partial(_embed_batch, task=task), axis_name=state_lib.AXIS
+  )
 
 
 def _read(group, name, embedded):

@@ -111,6 +111,17 @@ class TopKTest(parameterized.TestCase):
     for row in indices:
       self.assertLen(set(row), 9)
 
+  def test_far_from_the_origin_no_distance_is_computed_twice(self):
+    queries, gallery = _draw(9, seed=1) + 1000, _draw(600) + 1000
+    with mock.patch.object(
+      neighbors.Searcher,
+      '_search',
+      autospec=True,
+      side_effect=neighbors.Searcher._search,
+    ) as search_once:
+      neighbors.top_k(queries, gallery, 5, distance='l2')
+    self.assertEqual(search_once.call_count, 1)
+
   @parameterized.parameters('dot', 'l2')
   def test_a_row_without_a_square_in_float32(self, distance):
     x, long = _draw(5), _draw(5)
