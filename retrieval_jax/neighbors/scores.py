@@ -88,8 +88,8 @@ def rounding_error(
 
   A sum of n products is off by at most n u sum_i |x_i y_i|, u = 2 ** -24, in
   any order (Higham, Accuracy and Stability of Numerical Algorithms, section
-  3.1), and that sum is at most the product of the norms. What is left over holds
-  the rounding of half squares, of the extra term, and of centred rows.
+  3.1), and that sum is at most the product of the norms. What is left over
+  holds the rounding of half squares, of the extra term, and of centred rows.
 
   Args:
     query_norms: [Q] of the queries.
