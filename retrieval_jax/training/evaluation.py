@@ -1,60 +1,20 @@
-"""Embeds query and gallery, ranks, and measures."""
+"""Embeds queries and galleries, and has them measured."""
 
 import collections
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
-from retrieval_jax import data, metrics, neighbors
-from retrieval_jax.core import collectives, relations
-from retrieval_jax.metrics import protocols
+from retrieval_jax import data, neighbors
+from retrieval_jax.core import collectives
 from retrieval_jax.training import ablation as ablation_lib
 from retrieval_jax.training import config as config_lib
-from retrieval_jax.training import embedding, steps, tasks
+from retrieval_jax.training import embedding, measuring, steps, tasks
 from retrieval_jax.training import state as state_lib
-
-
-class Evaluation(NamedTuple):
-  """What an evaluation found, and what it was found from.
-
-  Attributes:
-    result: the metrics with their definitions.
-    group: the queries and the gallery, without what cannot be read.
-    query_embeddings: [Q, D] float32, unit rows.
-    gallery_embeddings: [N, D] likewise, of `group.searched`.
-    grades: [C, C] float32, the relevance of each class to each; None: a class
-      is relevant to itself alone.
-    ignored: what the queries were not judged by.
-  """
-
-  result: metrics.RetrievalResult
-  group: data.EvaluationSet
-  query_embeddings: np.ndarray
-  gallery_embeddings: np.ndarray
-  grades: np.ndarray | None = None
-  ignored: metrics.Ignored | None = None
-
-  @property
-  def removed(self) -> np.ndarray | None:
-    """[Q, R] int64 gallery rows in no ranking, padded with -1; None: none."""
-    if self.group.own_rows is not None:
-      return self.group.own_rows[:, None]
-    if self.ignored is None:
-      return None
-    labels = self.group.query.labels, self.group.searched.labels
-    return self.ignored.rows_of_all(*labels, self.grades)
-
-  def are_relevant(self, indices: np.ndarray) -> np.ndarray:
-    """Returns [Q, K] bool, whether gallery rows [Q, K] are to be found."""
-    if self.group.relevant is not None:
-      pairs = zip(indices, self.group.relevant, strict=True)
-      return np.stack([np.isin(row, wanted) for row, wanted in pairs])
-    queries, gallery = relevance_labels(self.group)
-    return relations.are_related(queries, gallery[indices], self.grades)
 
 
 class Evaluator:
@@ -137,7 +97,7 @@ class Evaluator:
     groups: Mapping[str, data.EvaluationSet],
     *,
     curves: bool = False,
-  ) -> dict[str, Evaluation]:
+  ) -> dict[str, measuring.Evaluation]:
     """Measures a model on all queries and the whole gallery of each set.
 
     An image is embedded once, in however many sets it is. Memory: the
@@ -158,58 +118,25 @@ class Evaluator:
 
   def _measure(self, group, name, embedded, curves):
     group, query_rows, gallery_rows, unreadable = _read(group, name, embedded)
-    ignored = self._ignored(group)
-    result = self._rank(group, query_rows, gallery_rows, ignored, curves)
-    if unreadable:
-      result.protocol['num_unreadable_images'] = unreadable
-    grades = None if group.benchmark else self._grades
-    return Evaluation(result, group, query_rows, gallery_rows, grades, ignored)
-
-  def _rank(self, group, query_rows, gallery_rows, ignored, curves):
-    """Returns the metrics of a set, those of its benchmark if it has one."""
-    budget = self._config.memory_budget_mb
-    if group.benchmark == 'recognition':
-      return _recognize(
-        group,
-        query_rows,
-        gallery_rows,
-        k=self._config.label_aware.k,
-        memory_budget_mb=budget,
-      )
-    names = protocols.METRICS.get(group.benchmark, tuple(self._config.metrics))
-    if group.relevant is not None:
-      return metrics.evaluate_listed(
-        query_rows,
-        None if group.gallery is None else gallery_rows,
-        group.relevant,
-        metrics=names,
-        ignored=ignored,
-        memory_budget_mb=budget,
-        all_processes=True,
-        curves=curves,
-      )
-    query_labels, gallery_labels = relevance_labels(group)
-    against = ()
-    if group.gallery is not None:
-      against = gallery_rows, gallery_labels
-    return metrics.evaluate_retrieval(
+    found = measuring.measure(
+      group,
       query_rows,
-      query_labels,
-      *against,
-      metrics=names,
-      grades=None if group.benchmark else self._grades,
-      categories=group.categories,
-      ignored=ignored,
-      own_rows=group.own_rows,
-      memory_budget_mb=budget,
-      all_processes=True,
+      gallery_rows,
+      names=tuple(self._config.metrics),
+      grades=self._grades,
+      ignored=self._ignored(group),
+      num_voters=self._config.label_aware.k,
+      memory_budget_mb=self._config.memory_budget_mb,
       curves=curves,
     )
+    if unreadable:
+      found.result.protocol['num_unreadable_images'] = unreadable
+    return found
 
   def ablate(
     self,
     replicated_variables: Any,
-    found: Mapping[str, Evaluation],
+    found: Mapping[str, measuring.Evaluation],
     train: data.Source | None,
   ) -> dict[str, tuple[ablation_lib.Variant, ...]]:
     """Measures lists of what was embedded, with and without post-processing.
@@ -232,39 +159,33 @@ class Evaluator:
     steps = self._postprocessing
     if not steps:
       return {}
-    found = {n: own for n, own in found.items() if _has_lists(own.group)}
+    found = {
+      name: own for name, own in found.items() if measuring.has_lists(own.group)
+    }
+    ablate = functools.partial(
+      measuring.ablate,
+      list_length=self._config.list_length,
+      memory_budget_mb=self._config.memory_budget_mb,
+    )
     *fewer, views = self._task.views.compared()
     variants = {name: () for name in found}
     for label in fewer:
       seen = self._seen_by(label, replicated_variables, found)
       for name, measured in seen:
-        variants[name] += self._ablate(measured, [()], label)
+        variants[name] += ablate(measured, [()], views=label)
     rows = labels = None
     if neighbors.needs(steps, 'train'):
       rows, readable = self.embed(replicated_variables, train, 'train')
       rows, labels = rows[readable], train.labels[readable]
     for name, measured in found.items():
-      variants[name] += self._ablate(
-        measured, ablation_lib.chains(steps), views, rows, labels
+      variants[name] += ablate(
+        measured,
+        ablation_lib.chains(steps),
+        views=views,
+        train=rows,
+        train_labels=labels,
       )
     return variants
-
-  def _ablate(self, measured, chains, views, train=None, train_labels=None):
-    return ablation_lib.ablate(
-      chains,
-      neighbors.Embedded(
-        queries=measured.query_embeddings,
-        gallery=measured.gallery_embeddings,
-        exclude_self=measured.group.gallery is None,
-        train=train,
-        train_labels=train_labels,
-      ),
-      functools.partial(_evaluate_lists, measured),
-      list_length=self._config.list_length,
-      views=views,
-      left_out=measured.removed,
-      memory_budget_mb=self._config.memory_budget_mb,
-    )
 
   def _seen_by(self, label, replicated_variables, found):
     """Yields (name, what was measured), with the embeddings of other views."""
@@ -309,78 +230,6 @@ def _read(group, name, embedded):
     group = group.subset(np.flatnonzero(can_ask), np.flatnonzero(can_be_found))
     query_rows, gallery_rows = query_rows[can_ask], gallery_rows[can_be_found]
   return group, query_rows, gallery_rows, unreadable
-
-
-def _has_lists(group: data.EvaluationSet) -> bool:
-  """Returns whether a set is one of retrieval, whose lists can be measured."""
-  return group.benchmark != 'recognition' and group.own_rows is None
-
-
-def _evaluate_lists(
-  measured: Evaluation, indices: np.ndarray
-) -> metrics.RetrievalResult:
-  """Returns the metrics of ranked lists of a set."""
-  group = measured.group
-  if group.relevant is not None:
-    return metrics.evaluate_rankings(
-      indices,
-      group.relevant,
-      ignored=group.ignored,
-      metrics=protocols.METRICS[group.benchmark],
-      gallery_size=len(group.searched) - (group.gallery is None),
-    )
-  query_labels, gallery_labels = relevance_labels(group)
-  return metrics.evaluate_lists(
-    indices,
-    query_labels,
-    None if group.gallery is None else gallery_labels,
-    grades=measured.grades,
-    ignored=measured.ignored,
-  )
-
-
-def relevance_labels(
-  group: data.EvaluationSet,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns labels of queries and gallery by which rows are relevant."""
-  if group.answers is None:
-    return group.query.labels, group.searched.labels
-  # One label a row, as a label set.
-  sets = np.full((len(group.searched), 2), -1, np.int32)
-  sets[:, 0] = group.searched.labels
-  return group.answers, sets
-
-
-def _recognize(group, query_rows, gallery_rows, *, k, memory_budget_mb):
-  """Returns how well the classes of queries are told by their neighbours."""
-  predicted = neighbors.predict_labels(
-    query_rows,
-    gallery_rows,
-    group.searched.labels,
-    k=min(k, len(gallery_rows)),
-    memory_budget_mb=memory_budget_mb,
-  )
-  names = [group.query.identify(row) for row in range(len(group.query))]
-  answers = [row[row >= 0].tolist() for row in group.answers]
-  found = protocols.google_landmarks.recognition(
-    {
-      name: (label, score)
-      for name, label, score in zip(
-        names, predicted.labels.tolist(), predicted.scores.tolist(), strict=True
-      )
-    },
-    dict(zip(names, answers, strict=True)),
-  )
-  right = (group.answers == predicted.labels[:, None]).any(axis=1)
-  return found.as_retrieval_result(
-    np.where((group.answers >= 0).any(axis=1), right, np.nan),
-    {
-      'similarity': 'cosine',
-      'relevance': f'the class that the {k} nearest vote for',
-      'gallery_size': len(gallery_rows),
-      'self_excluded': False,
-    },
-  )
 
 
 def _embed_batch(variables, images, mask, *, task):

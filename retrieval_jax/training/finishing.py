@@ -7,8 +7,7 @@ import jax
 from retrieval_jax import neighbors
 from retrieval_jax.training import ablation as ablation_lib
 from retrieval_jax.training import checkpoint as checkpoint_lib
-from retrieval_jax.training import evaluation as evaluation_lib
-from retrieval_jax.training import report_data, results, whitening
+from retrieval_jax.training import measuring, report_data, results, whitening
 from retrieval_jax.training import state as state_lib
 from retrieval_jax.training.experiment import Experiment
 
@@ -25,7 +24,7 @@ class Finding(NamedTuple):
 
   selection: results.Selection
   layer: whitening.Layer | None
-  found: dict[str, evaluation_lib.Evaluation]
+  found: dict[str, measuring.Evaluation]
   ablation: dict[str, tuple[ablation_lib.Variant, ...]]
 
   @property

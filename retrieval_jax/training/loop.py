@@ -21,6 +21,7 @@ from retrieval_jax.training import (
   doctor,
   finishing,
   initialising,
+  measuring,
   parameter_groups,
   proxy_init,
   report_queries,
@@ -29,7 +30,6 @@ from retrieval_jax.training import (
   steps,
   tasks,
 )
-from retrieval_jax.training import evaluation as evaluation_lib
 from retrieval_jax.training import state as state_lib
 from retrieval_jax.training.experiment import (
   BuiltStage,
@@ -329,7 +329,7 @@ def _train_batches(
   )
 
 
-def _score(found: Mapping[str, evaluation_lib.Evaluation]) -> float:
+def _score(found: Mapping[str, measuring.Evaluation]) -> float:
   """Returns what the best checkpoint is chosen by: a mean over the sets."""
   scores = []
   for evaluation in found.values():

@@ -15,7 +15,7 @@ from retrieval_jax.metrics import averages, pairs, uncertainty, verification
 from retrieval_jax.training import ablation as ablation_lib
 from retrieval_jax.training import (
   checkpoint,
-  evaluation,
+  measuring,
   per_query,
   projector,
   report,
@@ -78,7 +78,7 @@ def write_results(
   workdir: str,
   config: ml_collections.ConfigDict,
   dataset: data.Dataset,
-  found: Mapping[str, evaluation.Evaluation],
+  found: Mapping[str, measuring.Evaluation],
   selection: Selection,
   ablation: Mapping[str, Sequence[ablation_lib.Variant]],
 ) -> dict[str, report_data.ReportData]:
