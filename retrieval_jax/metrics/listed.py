@@ -84,7 +84,7 @@ def evaluate_listed(
     budget=budget,
     process=tiles.this_process(all_processes),
   )
-  return results.summarize(
+  found = results.summarize(
     blocks,
     names,
     num_queries=len(queries),
@@ -103,3 +103,5 @@ def evaluate_listed(
       'to find; allowed is at least one that does: check the lists'
     ),
   )
+  results.check_not_empty(found)
+  return found

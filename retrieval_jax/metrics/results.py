@@ -111,9 +111,13 @@ def summarize(
       for.
     curves: whether the result has them, if a query has a positive.
 
+  Returns:
+    The result. A mean over groups none of which has a query with a positive is
+    left out, and a warning says so.
+
   Raises:
     InputError: if metrics are asked for and no query has a positive, or groups
-      that are not known, or of which none has a query with a positive.
+      that are not known.
   """
   split = {name: averages.split_name(name) for name in names}
   for name, (over, _) in split.items():
@@ -143,13 +147,17 @@ def summarize(
       for base in rows
     }
   )
-  for name, (over, _) in split.items():
-    if over != 'query' and not is_ranked[groups[over].queries].any():
-      raise InputError(
-        f'{name} asks for a mean by {over}, but no {over} has a query with a '
-        f'value; allowed are data with a {over} (of at least 0) for a query '
-        'with a match: check them, or leave the metric out'
-      )
+  without = [
+    over
+    for over in dict.fromkeys(over for over, _ in split.values())
+    if over != 'query' and not is_ranked[groups[over].queries].any()
+  ]
+  undefined = [
+    f'no value of {", ".join(n for n in split if split[n][0] == over)}: no '
+    f'{over} has a query with a match'
+    for over in without
+  ]
+  split = {n: parts for n, parts in split.items() if parts[0] not in without}
   means, ranges = {}, {}
   for name, (over, base) in split.items():
     average = functools.partial(averages.mean, groups=groups.get(over))
@@ -181,7 +189,7 @@ def summarize(
         name: averages.definition(over, rows[base].definition)
         for name, (over, base) in split.items()
       },
-      'warnings': _warnings(tie_rate, num_zero),
+      'warnings': undefined + _warnings(tie_rate, num_zero),
     },
     per_query={name: expected[base] for name, (_, base) in split.items()},
     per_query_ranges={
@@ -190,6 +198,15 @@ def summarize(
     groups=groups,
     curves=curve_sums.curves() if curves and num_ranked else None,
   )
+
+
+def check_not_empty(result: RetrievalResult) -> None:
+  """Raises `InputError` if none of the metrics asked for has a value."""
+  if not result.metrics:
+    raise InputError(
+      f'metrics: {"; ".join(result.protocol["warnings"])}; allowed is at least '
+      'one that these data have a value of, such as precision_at_1'
+    )
 
 
 def describe_search(

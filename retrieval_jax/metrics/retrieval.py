@@ -84,7 +84,8 @@ def retrieval_metrics(
     grades: [C, C] float of int labels, the relevance of each class to each; see
       `core.relations`. None: a class is relevant to itself alone.
     categories: [Q] int, the category of each query, for `category_macro_`;
-      negative: none.
+      negative: none. Where no query with a match has one, such a metric is
+      left out with a warning.
     ignored: rows of the gallery that a query is not judged by. Rankings are
       then sorted whole, as with label sets and grades: O(N log N) a query.
     memory_budget_mb: MiB beyond the inputs and the results to stay within. If
@@ -220,7 +221,9 @@ def evaluate_retrieval(
     has_ignored=ignored is not None or own_rows is not None,
     process=process,
   )
-  return set_metrics.join(result, set_metrics.measure(names, task), names)
+  found = set_metrics.join(result, set_metrics.measure(names, task), names)
+  results.check_not_empty(found)
+  return found
 
 
 def check_metrics(

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from retrieval_jax.core.errors import InputError
 from retrieval_jax.metrics import (
   clustering,
   embedding_health,
@@ -408,11 +407,6 @@ def join(result, values: SetValues, names: Sequence[str]):
   if not values.definitions and not values.warnings:
     return result
   metrics = result.metrics | values.metrics
-  if not metrics:
-    raise InputError(
-      f'metrics: {"; ".join(values.warnings)}; allowed is at least one that '
-      'these data have a value of, such as precision_at_1'
-    )
   definitions = result.protocol['definitions'] | values.definitions
   protocol = result.protocol | values.facts
   protocol['definitions'] = {n: definitions[n] for n in names if n in metrics}

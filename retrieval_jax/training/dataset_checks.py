@@ -7,6 +7,7 @@ import ml_collections
 
 from retrieval_jax import data, losses, models, neighbors
 from retrieval_jax.core.errors import InputError
+from retrieval_jax.metrics import averages, protocols
 from retrieval_jax.training import config as config_lib
 from retrieval_jax.training import config_checks
 
@@ -61,6 +62,7 @@ def validate_evaluation(
   """
   validate_images(config, dataset.image_shape, dataset.name)
   _validate_facts(config, dataset)
+  _validate_category_means(config, dataset)
   _validate_postprocessing(config, dataset, num_train)
 
 
@@ -98,23 +100,51 @@ def _validate_facts(
       '0: add a column `category`, or leave it out'
     )
   cures = {
-    'category': 'add a column `category`',
     'sequence': 'add a column `sequence`',
     'domain': 'set data.domain_column to a column of cameras',
   }
-  needs = [(f'eval.ignore has {own!r}', f'{own}s', own) for own in asked.ignore]
-  needs += [
-    (f'eval.metrics has {name!r}', 'categories', 'category')
-    for name in asked.metrics
-    if name.startswith('category_macro_')
-  ]
   for name, group in (dataset.tests | dataset.validations).items():
-    for problem, fact, column in needs:
-      if getattr(group, fact) is None:
+    for own in asked.ignore:
+      if getattr(group, f'{own}s') is None:
         raise InputError(
-          f'{problem}, but the {name} set of {dataset.name} has no {fact}; '
-          f'allowed are data that have: {cures[column]}, or leave it out'
+          f'eval.ignore has {own!r}, but the {name} set of {dataset.name} has '
+          f'no {own}s; allowed are data that have: {cures[own]}, or leave it '
+          'out'
         )
+
+
+def _validate_category_means(
+  config: ml_collections.ConfigDict, dataset: data.Dataset
+) -> None:
+  """Raises if means by category are asked for, and no set can have any.
+
+  A set that has none where another has leaves them out, with a warning, as long
+  as it has something else to measure.
+  """
+  names = config.eval.metrics
+  by_category = [n for n in names if averages.split_name(n)[0] == 'category']
+  if not by_category:
+    return
+  groups = dataset.tests | dataset.validations
+  without = [
+    name
+    for name, group in groups.items()
+    if group.categories is None or (group.categories < 0).all()
+  ]
+  if len(without) == len(groups):
+    raise InputError(
+      f'eval.metrics has {by_category[0]!r}, but no query of {dataset.name} '
+      f'has a category (sets: {", ".join(groups)}); allowed are data with '
+      'queries that have: add a column `category`, or leave it out'
+    )
+  for name in without:
+    is_own = groups[name].benchmark in protocols.METRICS
+    if len(by_category) == len(names) and not is_own:
+      raise InputError(
+        f'eval.metrics has nothing but {", ".join(by_category)}, but no query '
+        f'of the {name} set of {dataset.name} has a category; allowed is at '
+        'least one metric that all sets have a value of: add precision_at_1'
+      )
 
 
 def _validate_postprocessing(

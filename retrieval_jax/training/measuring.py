@@ -173,10 +173,21 @@ def _rank(group, query_rows, gallery_rows, grades, **options):
     query_labels,
     *against,
     grades=grades,
-    categories=group.categories,
+    categories=_categories(group),
     own_rows=group.own_rows,
     **options,
   )
+
+
+def _categories(group):
+  """Returns the category of each query, of none if they are unknown.
+
+  Of several data sets some may have categories: a mean by category is left out
+  for the others, with a warning.
+  """
+  if group.categories is None:
+    return np.full(len(group.query), -1, np.int32)
+  return group.categories
 
 
 def _recognize(group, query_rows, gallery_rows, k, memory_budget_mb):

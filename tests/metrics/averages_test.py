@@ -118,16 +118,44 @@ def test_a_negative_int_is_a_class():
   assert found.metrics == relabelled.metrics
 
 
-def test_no_group_with_a_value_is_refused():
-  x, labels, _ = _case()
+def test_a_mean_over_no_group_is_left_out():
+  _, labels, _ = _case()
+  x = np.random.default_rng(0).normal(size=(30, 3))
   none, lone = np.full(30, -1), np.where(labels == 3, 0, -1)
-  names = ['category_macro_recall_at_1']
+  by_category = [name for name in _NAMES if name.startswith('category')]
+  sentence = (
+    'no value of category_macro_recall_at_1, '
+    'category_macro_mean_average_precision: no category has a query with a '
+    'match'
+  )
   for categories in (none, lone):
-    with pytest.raises(InputError, match='no category has a query with a val'):
-      metrics.retrieval_metrics(x, labels, categories=categories, metrics=names)
-  with pytest.raises(InputError, match='no category has a query with a value'):
+    found = metrics.evaluate_retrieval(
+      x, labels, categories=categories, metrics=(*_NAMES, 'auroc')
+    )
+    kept = [name for name in _NAMES if name not in by_category]
+    assert list(found.metrics) == [*kept, 'auroc']
+    assert found.per_query.keys() == found.ranges.keys() == {*kept}
+    assert found.protocol['warnings'].count(sentence) == 1
+    assert 'num_categories' not in found.protocol
+    assert found.protocol['definitions'].keys() == found.metrics.keys()
+    with pytest.warns(UserWarning, match=sentence):
+      values = metrics.retrieval_metrics(
+        x, labels, categories=categories, metrics=[*by_category, 'auroc']
+      )
+    assert values == {'auroc': found.metrics['auroc']}
+    with pytest.raises(InputError, match=f'{sentence}.*; allowed is'):
+      metrics.retrieval_metrics(
+        x, labels, categories=categories, metrics=by_category
+      )
+  listed = [[1]] + [[]] * 29
+  found = metrics.evaluate_listed(
+    x, None, listed, categories=none, metrics=[*by_category, 'recall_at_1']
+  )
+  assert list(found.metrics) == ['recall_at_1']
+  assert sentence in found.protocol['warnings']
+  with pytest.raises(InputError, match=f'{sentence}.*; allowed is'):
     metrics.evaluate_listed(
-      x, None, [[1]] + [[]] * 29, categories=none, metrics=names
+      x, None, listed, categories=none, metrics=by_category
     )
 
 

@@ -116,7 +116,7 @@ def test_an_experiment_says_what_it_ignored(known, make_config):
     ({'eval__ignore': ('domain',)}, "'domain'.*no domains.*domain_column"),
     (
       {'eval__metrics': ('category_macro_ndcg',)},
-      "'category_macro_ndcg'.*no categories",
+      "'category_macro_ndcg'.*no query of tiny has a category.*`category`",
     ),
     ({'eval__same_category_grade': 0.5}, 'same_category_grade is 0.5, but'),
   ],
@@ -125,6 +125,61 @@ def test_what_the_data_do_not_know(tiny_dataset, make_config, keys, words):
   with pytest.raises(InputError, match=words) as caught:
     dataset_checks.validate_dataset(make_config(**keys), tiny_dataset)
   assert '\n' not in str(caught.value)
+
+
+_MIXED = ('recall_at_1', 'category_macro_recall_at_1')
+
+
+@pytest.mark.parametrize('lacks', ['column', 'values'])
+def test_a_set_without_categories_leaves_their_mean_out(
+  known, make_config, lacks
+):
+  """Of two sets, as of two data sets that are mixed, one has categories."""
+  with_them = known.tests['test']
+  without = dataclasses.replace(
+    with_them,
+    categories=None
+    if lacks == 'column'
+    else np.full(len(with_them.query), -1, np.int32),
+  )
+  both = {'a/test': with_them, 'b/test': without}
+  dataset = dataclasses.replace(known, tests=both)
+  config = make_config(eval__metrics=_MIXED)
+  dataset_checks.validate_dataset(config, dataset)
+  evaluator = evaluation.Evaluator(config, None, dataset.class_categories)
+  x = np.random.default_rng(0).normal(size=(120, 6)).astype(np.float32)
+  evaluator.embed = lambda variables, source, name: (
+    x[source.rows],
+    np.ones(len(source), bool),
+  )
+  found = evaluator.measure(None, both)
+  assert tuple(found['a/test'].result.metrics) == _MIXED
+  assert found['a/test'].result.protocol['warnings'] == []
+  lacking = found['b/test'].result
+  assert tuple(lacking.metrics) == _MIXED[:1]
+  (warning,) = lacking.protocol['warnings']
+  assert warning.startswith('no value of category_macro_recall_at_1: ')
+  # Refused early: no set has a value, or one has no value of anything.
+  for tests, names, words in (
+    ({'b/test': without}, _MIXED, r'no query of tiny.*\(sets: b/test\)'),
+    (both, _MIXED[1:], 'nothing but category_macro_recall_at_1.*the b/test'),
+  ):
+    dataset = dataclasses.replace(known, tests=tests)
+    config = make_config(eval__metrics=names)
+    with pytest.raises(InputError, match=words) as caught:
+      dataset_checks.validate_dataset(config, dataset)
+    assert '\n' not in str(caught.value)
+
+
+def test_a_validation_set_alone_may_have_categories(known, make_config):
+  without = dataclasses.replace(known.tests['test'], categories=None)
+  dataset = dataclasses.replace(
+    known,
+    tests={'test': without},
+    validations={'validation': known.tests['test']},
+  )
+  config = make_config(eval__metrics=_MIXED)
+  dataset_checks.validate_dataset(config, dataset)
 
 
 @pytest.mark.parametrize(
