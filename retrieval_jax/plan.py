@@ -34,7 +34,10 @@ def parse_flags(
   )
   count = command_line.natural(1)
   parser.add_argument(
-    '--devices', type=count, default=1, help='that share a batch; default: 1'
+    '--devices',
+    type=count,
+    default=1,
+    help='that share a batch; default: %(default)s',
   )
   parser.add_argument(
     '--device',
@@ -48,7 +51,7 @@ def parse_flags(
     type=_positive(1.0),
     default=0.75,
     help='share of it that JAX takes (XLA_PYTHON_CLIENT_MEM_FRACTION); '
-    'default: 0.75, as JAX has it',
+    'default: %(default)s, as JAX has it',
   )
   parser.add_argument(
     '--flops_per_second',
@@ -64,7 +67,8 @@ def parse_flags(
     '--utilisation',
     type=_positive(1.0),
     default=0.3,
-    help='share of the peak that is reached, an assumption; default: 0.3',
+    help='share of the peak that is reached, an assumption; '
+    'default: %(default)s',
   )
   parser.add_argument('--num_classes', type=count, help='of the training set')
   parser.add_argument('--num_images', type=count, help='of the training set')

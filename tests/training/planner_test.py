@@ -1,6 +1,8 @@
 """A plan is what a run really has, where that can be seen."""
 
 import functools
+import pathlib
+import re
 
 import jax
 import pytest
@@ -19,6 +21,7 @@ from retrieval_jax.training import (
 from retrieval_jax.training.experiment import make_experiment
 
 LARGE = 2**40
+PAGES = pathlib.Path(__file__).parents[2] / 'docs'
 
 
 @pytest.mark.parametrize('sharded', [False, True])
@@ -188,6 +191,15 @@ def test_command(capsys):
   for words in ('100 classes', '10 steps', 'exact', 'assumed', 'rtx_3090'):
     assert words in text
   assert 'fits into 18432 MiB' in text
+
+
+@pytest.mark.parametrize('flag', ['devices', 'memory_fraction', 'utilisation'])
+def test_the_page_says_what_the_default_is(flag):
+  flags, _ = command.parse_flags(['--config=configs/circle.py'])
+  default = str(getattr(flags, flag))
+  page = (PAGES / 'planning.md').read_text()
+  (row,) = [r for r in page.splitlines() if r.startswith(f'| `--{flag}` ')]
+  assert re.search(rf'; {re.escape(default)}(,| \|)', row)
 
 
 @pytest.mark.parametrize(

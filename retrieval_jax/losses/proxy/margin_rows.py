@@ -24,6 +24,7 @@ from retrieval_jax.losses.proxy.reweighted import (
   curricularface,
   curricularface_state,
 )
+from retrieval_jax.losses.proxy.softmax import LABEL_SMOOTHING
 from retrieval_jax.losses.proxy.varied_margin import dynamic_margin, elasticface
 from retrieval_jax.losses.rows import Loss
 
@@ -33,12 +34,10 @@ _RADIANS = Number(most=math.pi / 2, unit='radians')
 _RADIANS_OR_0 = Number(most=math.pi / 2, closed=True, unit='radians')
 _WHOLE = Number(most=16, least=1, closed=True, integer=True)
 _DECAY = Number(most=0.999999, closed=True)
-
-_SMOOTHING = Number(most=0.999999, closed=True)
 _ARCFACE = {
   'margin_deg': Number(most=90.0, unit='degrees'),
   'scale': _SCALE,
-  'label_smoothing': _SMOOTHING,
+  'label_smoothing': LABEL_SMOOTHING,
 }
 
 LOSSES: dict[str, Loss] = {
@@ -71,7 +70,7 @@ LOSSES: dict[str, Loss] = {
       'margin': _COSINE,
       'scale': _SCALE,
       'stop_gradient': FLAG,
-      'label_smoothing': _SMOOTHING,
+      'label_smoothing': LABEL_SMOOTHING,
     },
     needs=('shard',),
   ),
@@ -93,7 +92,7 @@ LOSSES: dict[str, Loss] = {
     hyperparameters={
       'margin': _COSINE,
       'scale': _SCALE,
-      'label_smoothing': _SMOOTHING,
+      'label_smoothing': LABEL_SMOOTHING,
     },
     needs=('shard',),
   ),
@@ -111,7 +110,7 @@ LOSSES: dict[str, Loss] = {
       'margin_min': _RADIANS_OR_0,
       'margin_max': _RADIANS,
       'exponent': Number(),
-      'label_smoothing': _SMOOTHING,
+      'label_smoothing': LABEL_SMOOTHING,
       'scale': _SCALE,
     },
     needs=('class_counts', 'shard'),

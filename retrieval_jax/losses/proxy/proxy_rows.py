@@ -10,6 +10,7 @@ from retrieval_jax.losses.proxy.proxy_nca import (
   proxy_nca_pp,
 )
 from retrieval_jax.losses.proxy.soft_triple import soft_triple
+from retrieval_jax.losses.proxy.softmax import LABEL_SMOOTHING
 from retrieval_jax.losses.rows import Loss
 
 _MARGIN = Number(most=1.0, unit='cosine')
@@ -20,7 +21,7 @@ LOSSES: dict[str, Loss] = {
     kind='proxy',
     hyperparameters={
       'temperature': Number(),
-      'label_smoothing': Number(most=0.999999, closed=True),
+      'label_smoothing': LABEL_SMOOTHING,
     },
     needs=('shard',),
   ),

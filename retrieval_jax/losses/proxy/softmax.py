@@ -15,10 +15,20 @@ from jax import lax
 
 from retrieval_jax.core import collectives
 from retrieval_jax.core.class_shards import Shard, is_own, own_cosines
+from retrieval_jax.core.hyperparameters import Number
 from retrieval_jax.losses import terms
 from retrieval_jax.losses.terms import Reducer, Terms
 
-__all__ = ['Shard', 'margin_softmax', 'own_cosines', 'softmax_terms']
+__all__ = [
+  'LABEL_SMOOTHING',
+  'Shard',
+  'margin_softmax',
+  'own_cosines',
+  'softmax_terms',
+]
+
+LABEL_SMOOTHING = Number(most=0.999999, closed=True)
+"""What `label_smoothing` may be: in [0, 1)."""
 
 
 def margin_softmax(
