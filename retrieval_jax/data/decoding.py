@@ -3,7 +3,8 @@
 On photographs of 500 x 375 simplejpeg (libjpeg-turbo) takes four fifths of
 Pillow's time to decode a JPEG (benchmarks/decoding.py), and tells of damage
 within it, where Pillow says nothing and OpenCV writes to the terminal what
-libjpeg finds, without the name of the file. A CMYK JPEG is decoded by Pillow.
+libjpeg finds, without the name of the file. That holds for CMYK and YCCK too. A
+JPEG with channels of sizes that simplejpeg has no name for is left to Pillow.
 Both let other threads run meanwhile.
 
 What a picture means is the same for both: upright (EXIF), the first frame,

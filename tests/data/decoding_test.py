@@ -1,4 +1,5 @@
 import concurrent.futures
+import functools
 import io
 import os
 import struct
@@ -10,6 +11,7 @@ import cv2
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import simplejpeg
 from absl.testing import absltest, parameterized
 
 from retrieval_jax.data import decoding
@@ -67,6 +69,56 @@ def _jpeg_of_size(width, height):
   place = content.index(b'\xff\xc0')
   content[place + 5 : place + 9] = struct.pack('>HH', height, width)
   return bytes(content)
+
+
+def _ink(colours):
+  """Returns cyan, magenta, yellow and some black, [h, w, 4]."""
+  return np.concatenate([255 - colours, colours[..., :1] // 2], -1)
+
+
+def _cmyk(ink, kind='JPEG', **options):
+  # Pillow writes inverted CMYK with an Adobe marker, as Photoshop does.
+  picture = PIL.Image.frombytes('CMYK', ink.shape[1::-1], ink.tobytes())
+  return _file(picture, kind, **options)
+
+
+def _plain_cmyk(ink):
+  return _cmyk(ink, quality=95)
+
+
+def _progressive_cmyk(ink):
+  return _cmyk(ink, quality=95, progressive=True)
+
+
+def _cmyk_without_a_marker(ink):
+  content = _plain_cmyk(ink)
+  place = content.index(b'\xff\xee')
+  (length,) = struct.unpack('>H', content[place + 2 : place + 4])
+  return content[:place] + content[place + 2 + length :]
+
+
+def _ycck(ink):
+  # Y, Cb and Cr are of the ink: their conversion to CMY inverts.
+  luma = PIL.Image.fromarray(ink[..., :3]).convert('YCbCr')
+  planes = np.concatenate([255 - np.asarray(luma), ink[..., 3:]], -1)
+  content = bytearray(_plain_cmyk(planes))
+  # Of the marker's transforms, 0 is CMYK and 2 is YCCK.
+  content[content.index(b'Adobe') + 11] = 2
+  return bytes(content)
+
+
+def _subsampled_ycck(ink):
+  light = np.ascontiguousarray(255 - ink)
+  return simplejpeg.encode_jpeg(light, 95, 'CMYK', '420')
+
+
+_CMYK = (
+  _plain_cmyk,
+  _progressive_cmyk,
+  _cmyk_without_a_marker,
+  _ycck,
+  _subsampled_ycck,
+)
 
 
 class DecodeTest(parameterized.TestCase):
@@ -153,15 +205,19 @@ class DecodeTest(parameterized.TestCase):
       ).reshape(shape)
       self.assertLess(np.abs(got.astype(int) - expected).max(), 8)
 
-  @parameterized.parameters('JPEG', 'TIFF')
-  def test_cmyk_is_as_by_pillow(self, kind):
-    # Pillow writes inverted CMYK with an Adobe marker, as Photoshop does.
-    options = {'quality': 95} if kind == 'JPEG' else {}
-    content = _file(_picture().convert('CMYK'), kind, **options)
+  @parameterized.parameters(*_CMYK, functools.partial(_cmyk, kind='TIFF'))
+  def test_cmyk_is_as_by_pillow(self, make):
+    ink = _ink(_colours())
+    content = make(ink)
     for channels, mode in ((3, 'RGB'), (1, 'L')):
       got = decoding.decode(content, channels).astype(int)
-      self.assertLessEqual(np.abs(got - _by_pillow(content, mode)).max(), 3)
-    self.assertLess(np.abs(got[..., 0] - _colours().mean(-1)).max(), 30)
+      self.assertLessEqual(np.abs(got - _by_pillow(content, mode)).max(), 2)
+    light = 255.0 - ink
+    expected = light[..., :3] * light[..., 3:] / 255
+    got = decoding.decode(content, 3)
+    self.assertLess(np.abs(got - expected).max(), 8)
+    if make in _CMYK:
+      self.assertEqual(decoding.decode(content, 3, 20).shape, (20, 30, 3))
 
   @parameterized.product(kind=('PNG', 'TIFF'), channels=(1, 3))
   def test_sixteen_bits_are_shifted(self, kind, channels):
@@ -338,6 +394,17 @@ class UnreadableTest(parameterized.TestCase):
     content = bytearray(
       _file(PIL.Image.fromarray(noise), 'JPEG', progressive=progressive)
     )
+    place = len(content) // 2
+    content[place : place + 40] = b'\x55' * 40
+    self._assert_refused(
+      bytes(content), 'it is damaged .Corrupt JPEG data: ', min_side=min_side
+    )
+
+  @parameterized.product(make=_CMYK, min_side=(0, 32))
+  def test_a_cmyk_jpeg_that_is_damaged_inside(self, make, min_side):
+    noise = np.random.default_rng(0).integers(0, 256, (96, 128, 4), np.uint8)
+    content = bytearray(make(noise))
+    decoding.decode(bytes(content), 3, min_side)
     place = len(content) // 2
     content[place : place + 40] = b'\x55' * 40
     self._assert_refused(
