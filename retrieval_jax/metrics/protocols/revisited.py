@@ -16,6 +16,8 @@ trapezoidal and mP@k divides by min(k, rank of the last positive): see
 `revisited_mean_average_precision` and `revisited_precision_at_<k>`.
 """
 
+import numbers
+
 import numpy as np
 
 from retrieval_jax.core import tiles
@@ -120,7 +122,8 @@ def evaluate_ranks(
       have unfound.
     ground_truth: from `read_ground_truth`.
     num_distractors: rows of the gallery behind those of the ground truth, such
-      as the million of R1M.
+      as the million of R1M. It is not taken from the rankings: those of Paris
+      would pass for Oxford's with distractors.
     metrics: names, see `retrieval_metrics`.
 
   Raises:
@@ -133,14 +136,27 @@ def evaluate_ranks(
       f'ranks has shape {ranks.shape}; allowed is (N, {number}), a column for '
       'each query of the ground truth: transpose it'
     )
+  if not np.issubdtype(ranks.dtype, np.integer):
+    raise InputError(
+      f'ranks has dtype {ranks.dtype}; allowed are integers, rows of the '
+      'gallery counted from 0: convert it'
+    )
+  if not isinstance(num_distractors, numbers.Integral) or num_distractors < 0:
+    raise InputError(
+      f'num_distractors is {num_distractors!r}; allowed is an integer of at '
+      'least 0: how many rows of the gallery are not in the ground truth'
+    )
   num_images = len(ground_truth.gallery_names)
   last_row = num_images + num_distractors - 1
   if ranks.size and ranks.max() > last_row:
+    # Of whole rankings the number is known, of cut ones it is not.
+    is_whole = len(ranks) > ranks.max()
+    number = str(len(ranks) - num_images) if is_whole else 'their number'
     raise InputError(
-      f'ranks has row {ranks.max()}; allowed is at most {last_row}, counted '
-      f'from 0 in the {num_images} images of the ground truth and '
-      f'{num_distractors} distractors: pass num_distractors, or check that the '
-      'rankings are of this gallery'
+      f'ranks has row {ranks.max()}; allowed is at most {last_row}, the last '
+      f'of {num_images} images of the ground truth and {num_distractors} '
+      f'distractors: pass num_distractors={number} if the gallery has them '
+      'behind its images, else check that the rankings are of this gallery'
     )
 
   def of_setup(positives, ignored):

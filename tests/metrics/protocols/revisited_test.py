@@ -240,6 +240,30 @@ def test_sizes_that_do_not_fit(tmp_path):
   for number in (0, 9):
     with pytest.raises(InputError, match=f'has row 50.* at most {39 + number}'):
       revisited.evaluate_ranks(ranks + 11, truth, num_distractors=number)
+  for number in (-1, 1.5, None):
+    with pytest.raises(InputError, match=f'num_distractors is {number}; '):
+      revisited.evaluate_ranks(ranks, truth, num_distractors=number)
+  with pytest.raises(InputError, match='ranks has dtype float64'):
+    revisited.evaluate_ranks(ranks * 1.0, truth)
+
+
+@pytest.mark.parametrize('length', [55, 12])
+def test_rankings_with_distractors_say_what_to_pass(tmp_path, length):
+  truth = revisited.read_ground_truth(_write(tmp_path / 'gnd.pkl', _raw()))
+  random = np.random.default_rng(0)
+  ranks = np.stack([random.permutation(55) for _ in range(5)], axis=1)
+  ranks[0] = 54
+  ranks = ranks[:length]
+  # 15 are behind the 40 images; a ranking that is cut does not show how many.
+  said = '15' if length == 55 else 'their number'
+  with pytest.raises(InputError, match=f'num_distractors={said} if') as caught:
+    revisited.evaluate_ranks(ranks, truth)
+  assert '\n' not in str(caught.value)
+  found = revisited.evaluate_ranks(ranks, truth, num_distractors=15)
+  for result in found.values():
+    assert result.protocol['gallery_size'] == 55
+    for sentence in result.protocol['definitions'].values():
+      assert ('by the first 12 of 55' in sentence) == (length == 12)
 
 
 def test_embeddings_may_be_files(tmp_path):
