@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def _slurm(process: int, num_processes: int, port: int) -> dict[str, str]:
   }
 
 
-def _run(workdir, num_processes, devices, slurm=False):
+def _run(workdir, num_processes, devices, *flags, slurm=False):
   """Runs the command in processes; returns their outputs."""
   together = []
   port = _free_port()
@@ -63,7 +64,7 @@ def _run(workdir, num_processes, devices, slurm=False):
       hosts = _flags(process, num_processes, port)
     together.append(
       subprocess.Popen(
-        [sys.executable, '-m', 'retrieval_jax.main', *_COMMAND]
+        [sys.executable, '-m', 'retrieval_jax.main', *_COMMAND, *flags]
         + [f'--workdir={workdir}', *hosts],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -105,6 +106,49 @@ def test_two_processes_equal_one(tmp_path):
   # A run of two processes and four devices goes on in one.
   (again,) = _run(two, 1, 1)
   assert 'the run is finished' in again
+
+
+@pytest.mark.slow
+def test_the_ablation_of_two_processes_is_that_of_one(tmp_path):
+  one, two = tmp_path / 'one', tmp_path / 'two'
+  _run(one, 1, 1)
+  shutil.copytree(one, two)
+  asked = (
+    '--mode=evaluate',
+    '--config.eval.flip=True',
+    "--config.eval.postprocessing=('pca_whitening', 'k_reciprocal')",
+    # Of the last batch of queries, one process has 40 and the other none.
+    '--config.eval.batch_size=96',
+  )
+  _run(one, 1, 1, *asked)
+  lead, other = _run(two, 2, 2, *asked)
+  assert '| pca_whitening + k_reciprocal (flip) |' in lead
+  assert 'k_reciprocal (flip)' not in other
+  tables = [
+    json.loads((run / 'results.json').read_text())['ablation']['test']
+    for run in (one, two)
+  ]
+  chains = (
+    ['pca_whitening'],
+    ['k_reciprocal'],
+    ['pca_whitening', 'k_reciprocal'],
+  )
+  for table in tables:
+    assert [(row['views'], row['postprocessing']) for row in table] == [
+      ('one view', []),
+      ('flip', []),
+      *(('flip', list(chain)) for chain in chains),
+    ]
+  for expected, found in zip(*tables, strict=True):
+    assert found['protocol'] == expected['protocol']
+    # The weights are the same; batches of other sizes round otherwise, and a
+    # query in a thousand may find another image first.
+    assert found['metrics'] == pytest.approx(expected['metrics'], abs=2e-3)
+  # No two rows are as near to each other, so that none stands for another.
+  values = [
+    row['metrics']['mean_average_precision_at_100'] for row in tables[0]
+  ]
+  assert min(np.diff(np.sort(values))) > 4e-3
 
 
 @pytest.mark.slow
