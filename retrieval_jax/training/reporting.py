@@ -66,7 +66,10 @@ def eval_prefix(name: str) -> str:
 
 
 def format_results(result: metrics.RetrievalResult) -> str:
-  """Returns the metrics as a table for the terminal, with what they are of."""
+  """Returns the metrics as a table for the terminal, with what they are of.
+
+  Below them is what they are to be read with: the warnings.
+  """
   lone = result.protocol['num_lone_queries']
   without = f', {lone} of them left out for want of a match' if lone else ''
   return (
@@ -75,6 +78,7 @@ def format_results(result: metrics.RetrievalResult) -> str:
     + format_values(
       result.metrics, result.ranges, result.protocol.get('thresholds')
     )
+    + ''.join(f'\n  warning: {w}' for w in result.protocol['warnings'])
   )
 
 

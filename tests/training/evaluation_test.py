@@ -9,10 +9,13 @@ import pytest
 from retrieval_jax import data, metrics, neighbors
 from retrieval_jax.core import relations, tiles
 from retrieval_jax.core.errors import InputError
+from retrieval_jax.data.collection import TEST
 from retrieval_jax.training import (
   config_checks,
   dataset_checks,
   evaluation,
+  loop,
+  reporting,
   results,
 )
 from retrieval_jax.training.experiment import make_experiment
@@ -171,15 +174,29 @@ def test_a_set_without_categories_leaves_their_mean_out(
     assert '\n' not in str(caught.value)
 
 
-def test_a_validation_set_alone_may_have_categories(known, make_config):
-  without = dataclasses.replace(known.tests['test'], categories=None)
-  dataset = dataclasses.replace(
-    known,
-    tests={'test': without},
-    validations={'validation': known.tests['test']},
+@pytest.mark.usefixtures('no_drawings')
+def test_a_run_without_categories_in_its_test_set_says_so(
+  known, make_config, monkeypatch, tmp_path, capsys
+):
+  full = data.DATASETS['tiny']()
+  category = np.where(full.split == TEST, -1, full.category)
+  full = dataclasses.replace(full, category=category)
+  monkeypatch.setitem(data.DATASETS, 'tiny', lambda: full)
+  config = make_config(
+    num_train_steps=1, data__validation='images', eval__metrics=_MIXED[::-1]
   )
-  config = make_config(eval__metrics=_MIXED)
-  dataset_checks.validate_dataset(config, dataset)
+  loop.train_and_evaluate(config, str(tmp_path))
+  text = (tmp_path / 'results.json').read_text()
+  found = json.loads(text)
+  (metric,) = found['evaluations']['test']['metrics']
+  assert metric == 'recall_at_1'
+  printed = capsys.readouterr().out
+  assert printed.count('\n  warning: no value of category_macro_recall') == 1
+  # The validation set has them, and its first metric selects the weights.
+  history = reporting.read_history(str(tmp_path))
+  assert found['selection']['score'] == pytest.approx(
+    history[-1]['eval/validation/category_macro_recall_at_1']
+  )
 
 
 @pytest.mark.parametrize(
