@@ -292,18 +292,25 @@ class Tiles:
     """Puts a tree of arrays on the devices: on each, or split by `spec`."""
     return jax.device_put(arrays, NamedSharding(self.mesh, spec or P()))
 
-  def block_rows(self, num_queries: int, row_bytes: int, budget: int) -> int:
+  def block_rows(
+    self,
+    num_queries: int,
+    row_bytes: int,
+    budget: int,
+    most: int = MAX_BLOCK_ROWS,
+  ) -> int:
     """Returns how many queries to take at once, padding included.
 
     Args:
       num_queries: Q, no more than these are needed.
       row_bytes: memory that one query of a block needs.
       budget: bytes that the block may take.
+      most: a power of two.
 
     Returns:
-      A power of two, from 8 to 512.
+      A power of two, from 8 to `most`.
     """
-    wanted = min(budget // row_bytes, power_of_two(num_queries), MAX_BLOCK_ROWS)
+    wanted = min(budget // row_bytes, power_of_two(num_queries), most)
     rows = MIN_BLOCK_ROWS
     while 2 * rows <= wanted:
       rows *= 2
@@ -349,7 +356,9 @@ def blocks(num_rows: int, block_rows: int) -> Iterator[slice]:
 def map_in_order(
   function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int
 ) -> Iterator[_Result]:
-  """Maps in threads, in order, with one result a thread waiting at most.
+  """Maps in threads, in order, with one item waiting at most.
+
+  So a thread need not wait for what is done with a result.
 
   Example:
     >>> list(map_in_order(lambda x: 2 * x, [1, 2, 3], threads=2))
@@ -362,7 +371,7 @@ def map_in_order(
     pending = []
     for item in items:
       pending.append(pool.submit(function, item))
-      if len(pending) == threads:
+      if len(pending) > threads:
         yield pending.pop(0).result()
     for future in pending:
       yield future.result()

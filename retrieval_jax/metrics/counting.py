@@ -26,18 +26,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from retrieval_jax.core import tiles
-from retrieval_jax.metrics import ranks
+from retrieval_jax.metrics import comparing, ranks, selecting
 
 SORTED_COLUMNS = 16384  # At most about so many are sorted at a time.
-_SORTED_RANKINGS = 16  # So that what is made of them stays in the cache.
-# Compared at a time on a CPU (measured with AVX2).
-_CHUNK = 16
-_CHUNK_OF_COLUMNS = 8
-_MOST_THRESHOLDS = 64  # Whose counts stay in registers.
+_SORTED_RANKINGS = 32  # So that what is made of them stays in the cache.
 MOST_AHEAD = 1  # Counts that a thread has under way.
 
 
@@ -97,7 +92,10 @@ def take_own(
 
 
 def count_by_comparison(
-  gallery: tiles.Tiles, blocks: Sequence[Block], threads: int = 1
+  gallery: tiles.Tiles,
+  blocks: Sequence[Block],
+  threads: int = 1,
+  most_keys: int = 0,
 ) -> list[Counts]:
   """Counts for blocks of queries; each thread asks for each tile once.
 
@@ -107,72 +105,112 @@ def count_by_comparison(
       these tiles, and each pair of these tiles is computed once.
     threads: how many share the blocks. A thread runs one program at a time, of
       which on a CPU only the matrix product takes more than one core.
+    most_keys: how many keys of similarities to keep where few of them reach the
+      worst positive of a query, see `selecting`; 0 to compare all.
   """
   thresholds = [_thresholds(block.own) for block in blocks]
   of_columns = _thresholds_of_columns(gallery, blocks, thresholds)
+  selection = None
+  if most_keys:
+    selection = selecting.Selection(
+      gallery,
+      [np.asarray(block.own)[:, :-1] for block in blocks],
+      [np.split(np.asarray(t), 2, axis=1)[1].min(axis=1) for t in thresholds],
+      [(block.tile, block.columns) for block in blocks],
+      most_keys,
+    )
 
   def count(some):
-    return _count_some(gallery, blocks[some], thresholds[some], of_columns)
+    return _count_some(gallery, blocks, some, thresholds, of_columns, selection)
 
-  parts = [slice(first, None, threads) for first in range(threads)]
-  counts = [None] * len(blocks)
-  column_counts = {}
-  for some, (found, by_columns) in zip(
-    parts, tiles.map_in_order(count, parts, threads), strict=True
-  ):
-    counts[some] = found
+  parts = [range(first, len(blocks), threads) for first in range(threads)]
+  counts, column_counts = {}, collections.Counter()
+  for of_rows, by_columns in tiles.map_in_order(count, parts, threads):
+    counts |= of_rows
     for index, of_tile in by_columns.items():
-      column_counts[index] = column_counts.get(index, 0) + np.asarray(of_tile)
+      column_counts[index] += np.asarray(of_tile)
+  selected = selection.counts() if selection else [0] * len(blocks)
   return [
     _counts(gallery, *of_block, column_counts)
-    for of_block in zip(blocks, thresholds, counts, strict=True)
+    for of_block in zip(
+      blocks,
+      thresholds,
+      (counts[i] for i in range(len(blocks))),
+      selected,
+      strict=True,
+    )
   ]
 
 
-def _count_some(gallery, blocks, thresholds, of_columns):
-  """Returns (the counts of each block, those of the columns of each tile)."""
+def _count_some(gallery, blocks, some, thresholds, of_columns, selection):
+  """Counts for some of the blocks.
+
+  Returns:
+    block -> counts [devices, B, 2 K], tile -> counts [2 K, T] of its columns:
+    what was compared.
+  """
   counts = gallery.put(
-    [np.zeros((len(gallery.devices), *t.shape), np.int32) for t in thresholds],
+    {
+      i: np.zeros((len(gallery.devices), *thresholds[i].shape), np.int32)
+      for i in some
+    },
     P('rows'),
   )
   column_counts = gallery.put(
     {index: np.zeros(t.shape, np.int32) for index, t in of_columns.items()},
     P(None, 'rows'),
   )
-  mesh, chunk = gallery.mesh, _chunk(gallery)
+
+  def compare(similarities, i, index):
+    counts[i] = comparing.add_rows(
+      similarities, thresholds[i], counts[i], mesh=gallery.mesh
+    )
+    if index < 0:
+      return counts[i]
+    column_counts[index] = comparing.add_columns(
+      similarities, of_columns[index], column_counts[index], mesh=gallery.mesh
+    )
+    return column_counts[index]
+
+  dense = set() if selection else set(some)
+
+  def finish(found, pair):
+    if pair is not None and not selection.pick(found, *pair):
+      dense.add(pair[1])
+      found = compare(*pair)
+    found.block_until_ready()
+
   ahead = collections.deque()
   for index in range(len(gallery)):
     tile_rows, _ = gallery[index]
-    for i, block in enumerate(blocks):
-      if block.tile > index in of_columns:
+    for i in some:
+      tile = blocks[i].tile
+      if tile > index in of_columns:
         continue  # Counted where the rows of this block are the tile.
-      similarities = ranks.similarities(block.rows, tile_rows)
-      counts[i] = _add_rows(
-        similarities, thresholds[i], counts[i], mesh=mesh, chunk=chunk
+      pair = (
+        ranks.similarities(blocks[i].rows, tile_rows),
+        i,
+        index if 0 <= tile < index in of_columns else -1,
       )
-      ahead.append(counts[i])
-      if 0 <= block.tile < index in of_columns:
-        column_counts[index] = _add_columns(
-          similarities,
-          of_columns[index],
-          column_counts[index],
-          mesh=mesh,
-          chunk=chunk,
-        )
-        ahead.append(column_counts[index])
+      if i in dense:
+        ahead.append((compare(*pair), None))
+      else:
+        ahead.append((selection.reaching(*pair), pair))
       # Similarities take memory until they are counted.
       while len(ahead) > MOST_AHEAD:
-        ahead.popleft().block_until_ready()
+        finish(*ahead.popleft())
+  while ahead:
+    finish(*ahead.popleft())
   return counts, column_counts
 
 
-def _counts(gallery, block, thresholds, counts, column_counts):
-  """Returns the `Counts` of a block: by rows, by columns, less its own."""
-  total = np.asarray(counts).sum(axis=0)
+def _counts(gallery, block, thresholds, counts, selected, column_counts):
+  """Returns the `Counts` of a block: all that was counted, less its own."""
+  total = np.asarray(counts).sum(axis=0) + selected
   if not gallery.process[0]:
     total -= np.asarray(
       _not_negative(
-        block.own, thresholds, gallery.num_padding, chunk=_chunk(gallery)
+        block.own, thresholds, gallery.num_padding, mesh=gallery.mesh
       )
     )
   above, reached = np.split(total, 2, axis=1)
@@ -200,11 +238,11 @@ def _thresholds_of_positives(positives):
   return jnp.where(present, ranks.least_similarities(both), jnp.inf)
 
 
-@functools.partial(jax.jit, static_argnames='chunk')
-def _not_negative(own, thresholds, num_padding, *, chunk):
+@functools.partial(jax.jit, static_argnames='mesh')
+def _not_negative(own, thresholds, num_padding, *, mesh):
   """Returns [B, 2 K], what is counted of the class, and of zero rows."""
   zeros = num_padding * (thresholds <= 0).astype(jnp.int32)
-  return count_reached(own, thresholds, chunk) + zeros
+  return comparing.count_reached(own, thresholds, comparing.chunk(mesh)) + zeros
 
 
 def _thresholds_of_columns(gallery, blocks, thresholds):
@@ -228,119 +266,6 @@ def _thresholds_of_columns(gallery, blocks, thresholds):
     {i: t.reshape(-1, gallery.tile_rows) for i, t in found.items()},
     P(None, 'rows'),
   )
-
-
-@functools.partial(jax.jit, static_argnames=('mesh', 'chunk'))
-def _add_rows(similarities, thresholds, counts, *, mesh, chunk):
-  """Adds the counts of the rows [devices, B, K], on each device its own."""
-  add = jax.shard_map(
-    lambda s, t, c: c + count_reached(s, t, chunk)[None],
-    mesh=mesh,
-    in_specs=(P(None, 'rows'), P(), P('rows')),
-    out_specs=P('rows'),
-  )
-  return add(similarities, thresholds, counts)
-
-
-@functools.partial(jax.jit, static_argnames=('mesh', 'chunk'))
-def _add_columns(similarities, thresholds, counts, *, mesh, chunk):
-  """Adds the counts of the columns [K, T]."""
-  spec = P(None, 'rows')
-  add = jax.shard_map(
-    lambda s, t, c: (
-      c + count_reached_by_columns(s, t, chunk and _CHUNK_OF_COLUMNS)
-    ),
-    mesh=mesh,
-    in_specs=(spec, spec, spec),
-    out_specs=spec,
-  )
-  return add(similarities, thresholds, counts)
-
-
-def _chunk(gallery):
-  return _CHUNK if gallery.devices[0].platform == 'cpu' else None
-
-
-def count_reached(
-  similarities: jax.Array, thresholds: jax.Array, chunk: int | None
-) -> jax.Array:
-  """Returns c_ij = #{t : s_it >= thresholds_ij}.
-
-  Args:
-    similarities: [B, T] float32.
-    thresholds: [B, K] float32.
-    chunk: similarities compared at a time, row by row: a CPU keeps what it
-      counts in registers; or None for one comparison [B, T, K] that a GPU
-      compiler fuses into the sum.
-
-  Returns:
-    [B, K] int32.
-
-  Example:
-    >>> similarities = jnp.array([[0.3, 0.1, 0.2, 0.9]])
-    >>> count_reached(similarities, jnp.array([[0.2, 0.95]]), 2).tolist()
-    [[3, 0]]
-  """
-  if chunk is None:
-    reached = similarities[:, :, None] >= thresholds[:, None, :]
-    return jnp.sum(reached, axis=1, dtype=jnp.int32)
-  if thresholds.shape[1] > _MOST_THRESHOLDS:
-    parts = [
-      count_reached(similarities, thresholds[:, part], chunk)
-      for part in tiles.blocks(thresholds.shape[1], _MOST_THRESHOLDS)
-    ]
-    return jnp.concatenate(parts, axis=1)
-
-  def count_row(row):
-    of_row, row_thresholds = row
-
-    def count(some):
-      reached = some[:, None] >= row_thresholds[None, :]
-      return jnp.sum(reached, axis=0, dtype=jnp.int32)
-
-    return _sum_over_chunks(count, of_row, chunk)
-
-  return lax.map(count_row, (similarities, thresholds))
-
-
-def count_reached_by_columns(
-  similarities: jax.Array, thresholds: jax.Array, chunk: int | None
-) -> jax.Array:
-  """Returns c_jt = #{i : s_it >= thresholds_jt}.
-
-  Args:
-    similarities: [B, T] float32.
-    thresholds: [K, T] float32.
-    chunk: as in `count_reached`.
-
-  Returns:
-    [K, T] int32.
-
-  Example:
-    >>> similarities = jnp.array([[0.3], [0.1], [0.2], [0.9]])
-    >>> thresholds = jnp.array([[0.2], [0.95]])
-    >>> count_reached_by_columns(similarities, thresholds, 2).tolist()
-    [[3], [0]]
-  """
-
-  def count(rows):
-    reached = rows[:, None, :] >= thresholds[None, :, :]
-    return jnp.sum(reached, axis=0, dtype=jnp.int32)
-
-  return _sum_over_chunks(count, similarities, chunk or len(similarities))
-
-
-def _sum_over_chunks(count, x, chunk):
-  """Sums `count` of `chunk` elements along the first axis of x at a time."""
-  whole = len(x) // chunk
-  counts = count(x[whole * chunk :])
-  if not whole:
-    return counts
-
-  def add(i, counts):
-    return counts + count(lax.dynamic_slice_in_dim(x, i * chunk, chunk))
-
-  return lax.fori_loop(0, whole, add, counts)
 
 
 # -- sorting ------------------------------------------------------------------

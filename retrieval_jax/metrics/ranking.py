@@ -8,7 +8,6 @@ order of the gallery enters, so none can decide a tie.
 Two counters of `counting` give the same ranks, bit for bit.
 """
 
-import dataclasses
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,8 @@ import numpy as np
 
 from retrieval_jax.core import row_files, tiles
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.metrics import counting, ranks
+from retrieval_jax.metrics import counting, ranks, selecting
+from retrieval_jax.metrics.classes import Classes
 from retrieval_jax.metrics.ranks import Ranks
 
 # On a CPU comparing is the faster up to about this many positives (measured).
@@ -65,10 +65,11 @@ def rank_positives(
   if exclude_self:
     own_rows = np.arange(len(query_labels))
   devices = list(devices or jax.local_devices())
-  classes = _Classes.of(query_labels, gallery_labels, own_rows)
-  by_comparison, by_sorting = classes.split(
+  classes = Classes.of(query_labels, gallery_labels, own_rows)
+  most_compared = {'compare': np.inf, 'sort': 0, None: _COMPARE_UP_TO}[
     counter or ('compare' if devices[0].platform != 'cpu' else None)
-  )
+  ]
+  by_comparison, by_sorting = classes.split(most_compared)
   query_rows = row_files.RowReader(query_embeddings)
   gallery_rows = row_files.RowReader(gallery_embeddings)
   # A file is read from front to back.
@@ -99,74 +100,6 @@ def rank_positives(
   yield from ranking.sort(by_sorting)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Classes:
-  """Queries and gallery by class, the classes in order of their size.
-
-  So the queries of a block have about the same number of positives, and these
-  are a run of the ordered gallery.
-
-  Attributes:
-    order: [N] the gallery rows by class.
-    of_gallery: [N] the class of each gallery row.
-    of_queries: [Q] of each query.
-    num_positives: [Q].
-    first: [C] where each class begins in the order.
-    sizes: [C] ascending, rows of each class in the gallery.
-    own_place: [Q] where the query is in the order itself; -1 if it is left in.
-  """
-
-  order: np.ndarray
-  of_gallery: np.ndarray
-  of_queries: np.ndarray
-  num_positives: np.ndarray
-  first: np.ndarray
-  sizes: np.ndarray
-  own_place: np.ndarray
-
-  @classmethod
-  def of(cls, query_labels, gallery_labels, own_rows):
-    labels, sizes = np.unique(gallery_labels, return_counts=True)
-    by_size = np.argsort(sizes, kind='stable')
-    rank = np.argsort(by_size)
-    sizes = sizes[by_size]
-    of_gallery = rank[np.searchsorted(labels, gallery_labels)]
-    order = np.argsort(of_gallery, kind='stable')
-    found = np.minimum(np.searchsorted(labels, query_labels), len(labels) - 1)
-    own_place = np.full(len(query_labels), -1)
-    if own_rows is not None:
-      place = np.empty(len(order) + 1, np.int64)
-      place[order], place[-1] = np.arange(len(order)), -1
-      own_place = place[own_rows]
-    num_positives = np.where(
-      labels[found] == query_labels, sizes[rank[found]] - (own_place >= 0), 0
-    )
-    return cls(
-      order,
-      of_gallery,
-      rank[found],
-      num_positives,
-      np.cumsum(sizes) - sizes,
-      sizes,
-      own_place,
-    )
-
-  def split(self, counter: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the queries to compare and those to sort, by class.
-
-    Args:
-      counter: 'compare' or 'sort' for all of them; None: the faster on a CPU.
-    """
-    queries = np.argsort(self.of_queries, kind='stable')
-    num_positives = self.num_positives[queries]
-    queries, num_positives = (
-      of[num_positives > 0] for of in (queries, num_positives)
-    )
-    most = {'compare': np.inf, 'sort': 0, None: _COMPARE_UP_TO}[counter]
-    compared = np.searchsorted(num_positives, most, side='right')
-    return queries[:compared], queries[compared:]
-
-
 class _Ranking:
   """Ranks parts of the queries within a budget."""
 
@@ -186,13 +119,13 @@ class _Ranking:
     block_rows, group_rows = self._rows_at_once(queries)
     for group in tiles.blocks(len(queries), max(group_rows, block_rows)):
       in_group = queries[group]
+
+      def prepare(block, in_group=in_group):
+        picked = in_group[block]
+        return self._prepare(picked, self._put_queries(picked, block_rows))
+
       yield from self._compare_group(
-        [
-          self._prepare(
-            in_group[block], self._put_queries(in_group[block], block_rows)
-          )
-          for block in tiles.blocks(len(in_group), block_rows)
-        ]
+        prepare, tiles.blocks(len(in_group), block_rows)
       )
 
   def compare_with_itself(self, queries):
@@ -203,7 +136,7 @@ class _Ranking:
     if not len(queries):
       return
     gallery, order = self._gallery, self._classes.order
-    block_rows, group_rows = self._rows_at_once(queries)
+    block_rows, group_rows = self._rows_at_once(queries, most=1024)
     parts = math.ceil(gallery.tile_rows / block_rows)
     while gallery.tile_rows % (parts * tiles.MIN_BLOCK_ROWS):
       parts += 1
@@ -216,22 +149,21 @@ class _Ranking:
     first, last = places.min() // rows_of_all, places.max() // rows_of_all
     is_query = np.zeros(len(order), bool)
     is_query[queries] = True
+
+    def prepare(place):
+      picked = order[place : place + block_rows]
+      tile = place // rows_of_all
+      column = place - gallery.start(tile)
+      columns = slice(0, 0)
+      if 0 <= column < gallery.tile_rows:
+        columns = slice(column, column + len(picked))
+      rows = gallery.rows_at(place, block_rows)
+      return self._prepare(picked, rows, is_query[picked], tile, columns)
+
     for group in tiles.blocks(last + 1 - first, group_rows // rows_of_all):
       start = (first + group.start) * rows_of_all
       stop = min((first + group.stop) * rows_of_all, len(order))
-      prepared = []
-      for place in range(start, stop, block_rows):
-        picked = order[place : place + block_rows]
-        tile = place // rows_of_all
-        column = place - gallery.start(tile)
-        columns = slice(0, 0)
-        if 0 <= column < gallery.tile_rows:
-          columns = slice(column, column + len(picked))
-        rows = gallery.rows_at(place, block_rows)
-        prepared.append(
-          self._prepare(picked, rows, is_query[picked], tile, columns)
-        )
-      yield from self._compare_group(prepared)
+      yield from self._compare_group(prepare, range(start, stop, block_rows))
 
   def sort(self, queries):
     """Yields the ranks of queries of large classes."""
@@ -289,25 +221,41 @@ class _Ranking:
       own_keys = np.sort(own_keys, axis=1)[:, :width]
     return own_keys
 
-  def _rows_at_once(self, queries):
+  def _rows_at_once(self, queries, most=tiles.MAX_BLOCK_ROWS):
     """Returns (rows of a block, rows of a group) to compare."""
     gallery = self._gallery
     width = _width(int(self._classes.num_positives[queries].max()))
     threads = self._threads_to_compare()
-    # Similarities under way; the ranks.
-    block_bytes = 4 * gallery.tile_rows * (counting.MOST_AHEAD + 1) * threads
+    most_keys = self._most_keys()
+    budget = self._budget - selecting.KEY_BYTES * most_keys
+    # Similarities under way, and what is picked from them; the ranks.
+    pair_bytes = 4 * (counting.MOST_AHEAD + 1)
+    if most_keys:
+      pair_bytes += counting.MOST_AHEAD + 1
+      pair_bytes += selecting.most_share(width) * selecting.PICKED_BYTES
+    block_bytes = math.ceil(pair_bytes * gallery.tile_rows) * threads
     block_bytes += 96 * width
     # The query, thresholds and counts of rows and of columns.
     copies = len(gallery.devices)
     group_bytes = 4 * self._query_rows.shape[1] * copies
     group_bytes += width * (20 * copies + 40 + 8 * threads)
+    if most_keys:
+      group_bytes += selecting.POSITIVE_BYTES * width
     smallest = tiles.MIN_BLOCK_ROWS * (block_bytes + group_bytes)
     self._check_budget(smallest, width)
     block_rows = gallery.block_rows(
-      len(queries), block_bytes + group_bytes, self._budget // 2
+      len(queries), block_bytes + group_bytes, budget // 2, most
     )
-    left = self._budget - block_rows * block_bytes
+    left = budget - block_rows * block_bytes
     return block_rows, left // group_bytes
+
+  def _most_keys(self):
+    """Returns how many keys may be kept to select with; 0 not to select."""
+    if self._gallery.devices[0].platform != 'cpu':
+      return 0
+    fitting = self._budget // 8 // selecting.KEY_BYTES
+    few = fitting < self._gallery.tile_rows * tiles.MIN_BLOCK_ROWS
+    return 0 if few else min(fitting, selecting.MOST_KEYS)
 
   def _check_budget(self, smallest, most_positives):
     if smallest > self._budget:
@@ -406,9 +354,11 @@ class _Ranking:
         last = self._last_members = begin, rows
       yield last
 
-  def _compare_group(self, prepared):
+  def _compare_group(self, prepare, parts):
+    threads = self._threads_to_compare()
+    prepared = list(tiles.map_in_order(prepare, parts, threads))
     counts = counting.count_by_comparison(
-      self._gallery, [b for _, b in prepared], self._threads_to_compare()
+      self._gallery, [b for _, b in prepared], threads, self._most_keys()
     )
     for (picked, which), (above, reached, present) in zip(
       (queries for queries, _ in prepared), counts, strict=True

@@ -111,7 +111,7 @@ def count_in_order(
   """
   flat, width = keys.reshape(-1), keys.shape[1]
   # The lowest byte says it too, in a quarter of the memory.
-  places = np.flatnonzero(flat.astype(np.int8) & 1 == 0)
+  places = true_places(flat.astype(np.int8) & 1 == 0)
   edges = np.searchsorted(places, width * np.arange(len(keys) + 1))
   num_positives = np.diff(edges)
   above = places - np.arange(len(places))
@@ -161,6 +161,26 @@ def _first_that_reach(flat, values, begins, ends):
       np.where(is_less, ends, middle),
     )
   return ends
+
+
+def true_places(mask: np.ndarray) -> np.ndarray:
+  """Returns `np.flatnonzero(mask)`, sooner.
+
+  Of an array of which up to a tenth is true NumPy finds each by itself, which
+  from a share of 0.04 on takes longer than to look at all (measured); a tail of
+  ones makes it look at all.
+
+  Args:
+    mask: [N] bool.
+
+  Example:
+    >>> true_places(np.arange(24) % 12 == 5).tolist()
+    [5, 17]
+  """
+  number = np.count_nonzero(mask)
+  if 0.04 * mask.size < number <= 0.1 * mask.size:
+    mask = np.concatenate([mask, np.ones(mask.size // 12, bool)])
+  return np.flatnonzero(mask)[:number]
 
 
 @jax.jit

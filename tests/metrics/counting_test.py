@@ -1,4 +1,4 @@
-"""The two counters against a loop over all pairs."""
+"""The counters against a loop over all pairs."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retrieval_jax.core import tiles
-from retrieval_jax.metrics import counting, ranks
+from retrieval_jax.metrics import comparing, counting, ranks, selecting
 from retrieval_jax.metrics.ranks import RESOLUTION
 
 
@@ -24,7 +24,9 @@ def _case(kind, random, number, dim=6):
 
 
 @pytest.mark.parametrize('num_devices', [1, 4])
-@pytest.mark.parametrize('counter', ['compare', 'sort', 'sort in parts'])
+@pytest.mark.parametrize(
+  'counter', ['compare', 'select', 'sort', 'sort in parts']
+)
 @pytest.mark.parametrize('kind', ['spread', 'tied', 'equal'])
 def test_counts_of_a_loop(kind, counter, num_devices, monkeypatch):
   random = np.random.default_rng(0)
@@ -59,9 +61,16 @@ def test_counts_of_a_loop(kind, counter, num_devices, monkeypatch):
     prepare=np.asarray,  # They are unit rows; again would change their bits.
   )
   present = own > -np.inf
-  if counter == 'compare':
+  if counter in ('compare', 'select'):
     block = counting.Block(*gallery.put((queries, own)))
-    (counts,) = counting.count_by_comparison(gallery, [block])
+    most_keys = 0
+    if counter == 'select':
+      most_keys = 16 * 256  # Of the first of three tiles, if all are picked.
+      monkeypatch.setattr(selecting, 'most_share', lambda _: 1)
+      monkeypatch.setattr(comparing, 'add_rows', None)
+    (counts,) = counting.count_by_comparison(
+      gallery, [block], most_keys=most_keys
+    )
     np.testing.assert_array_equal(counts.present, present[:, :-1])
     above, reached = (
       [
@@ -96,13 +105,13 @@ def test_counts_of_a_loop(kind, counter, num_devices, monkeypatch):
     assert reached[i].tolist() == expected
 
 
-@pytest.mark.parametrize('threads', [2, 5])
-def test_threads_share_blocks_that_are_parts_of_tiles(threads):
+def _parts_of_tiles(num_devices=1):
+  """Returns a gallery and blocks that are the halves of its tiles."""
   random = np.random.default_rng(0)
   gallery = tiles.Tiles(
     _case('spread', random, 512),
     budget=2**20,
-    devices=jax.local_devices()[:1],
+    devices=jax.local_devices()[:num_devices],
     tile_rows=256,
   )
   blocks = []
@@ -112,11 +121,67 @@ def test_threads_share_blocks_that_are_parts_of_tiles(threads):
     tile, first = divmod(start, 256)
     columns = slice(first, first + 128)
     blocks.append(counting.Block(rows, gallery.put(own), tile, columns))
-  alone = counting.count_by_comparison(gallery, blocks)
-  shared = counting.count_by_comparison(gallery, blocks, threads)
-  for one, other in zip(alone, shared, strict=True):
+  return gallery, blocks
+
+
+def _assert_same_counts(found, expected):
+  for one, other in zip(found, expected, strict=True):
     assert one.above.any()
     jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize('threads', [2, 5])
+def test_threads_share_blocks_that_are_parts_of_tiles(threads):
+  gallery, blocks = _parts_of_tiles()
+  _assert_same_counts(
+    counting.count_by_comparison(gallery, blocks, threads),
+    counting.count_by_comparison(gallery, blocks),
+  )
+
+
+@pytest.mark.parametrize('num_devices', [1, 4])
+@pytest.mark.parametrize('threads', [1, 3])
+@pytest.mark.parametrize('share', [0.2, 0.85, 1])
+def test_what_is_selected_is_what_is_compared(
+  share, threads, num_devices, monkeypatch
+):
+  gallery, blocks = _parts_of_tiles(num_devices)
+  # Few rows reach the positives of this block, many those of the others.
+  near = np.tile(np.linspace(0.99, 0.9, 5, dtype=np.float32), (128, 1))
+  blocks[1] = blocks[1]._replace(own=gallery.put(near))
+  expected = counting.count_by_comparison(gallery, blocks)
+  monkeypatch.setattr(selecting, 'most_share', lambda _: share)
+  picked = []
+  pick = selecting.Selection.pick
+
+  def record(self, *arguments):
+    picked.append(pick(self, *arguments))
+    return picked[-1]
+
+  monkeypatch.setattr(selecting.Selection, 'pick', record)
+  found = counting.count_by_comparison(
+    gallery, blocks, threads, most_keys=128 * 256
+  )
+  _assert_same_counts(found, expected)
+  assert any(picked)
+  assert all(picked) == (share == 1)
+
+
+def test_few_keys_are_counted_often(monkeypatch):
+  gallery, blocks = _parts_of_tiles()
+  expected = counting.count_by_comparison(gallery, blocks)
+  monkeypatch.setattr(selecting, 'most_share', lambda _: 1)
+  for most_keys in (128, 2**16):
+    found = counting.count_by_comparison(gallery, blocks, most_keys=most_keys)
+    _assert_same_counts(found, expected)
+
+
+@pytest.mark.parametrize('share', [0, 0.01, 0.05, 0.1, 0.5, 1])
+@pytest.mark.parametrize('number', [0, 5, 1000])
+def test_places_of_what_is_true(share, number):
+  mask = np.random.default_rng(0).random(number) < share
+  expected = [i for i, is_true in enumerate(mask.tolist()) if is_true]
+  assert ranks.true_places(mask).tolist() == expected
 
 
 def test_least_similarities_are_the_first_that_round():
@@ -134,12 +199,12 @@ def test_counts_of_rows_and_columns(chunk):
   x = random.integers(0, 9, (32, 64)).astype(np.float32)
   thresholds = random.integers(0, 9, (32, 12)).astype(np.float32)
   np.testing.assert_array_equal(
-    counting.count_reached(jnp.asarray(x), jnp.asarray(thresholds), chunk),
+    comparing.count_reached(jnp.asarray(x), jnp.asarray(thresholds), chunk),
     (x[:, None, :] >= thresholds[:, :, None]).sum(axis=-1),
   )
   thresholds = random.integers(0, 9, (12, 64)).astype(np.float32)
   np.testing.assert_array_equal(
-    counting.count_reached_by_columns(
+    comparing.count_reached_by_columns(
       jnp.asarray(x), jnp.asarray(thresholds), chunk
     ),
     (x[:, None, :] >= thresholds[None]).sum(axis=0),

@@ -16,7 +16,7 @@ from absl.testing import absltest, parameterized
 from retrieval_jax import metrics
 from retrieval_jax.core import tiles
 from retrieval_jax.core.errors import InputError
-from retrieval_jax.metrics import counting, ranking, retrieval
+from retrieval_jax.metrics import counting, ranking, retrieval, selecting
 from tests.metrics import loops
 
 _GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
@@ -257,6 +257,28 @@ class SameResultTest(parameterized.TestCase):
       ),
       expected,
     )
+
+  @parameterized.parameters(1, 4)
+  def test_few_rows_that_reach_a_positive_are_selected(self, num_devices):
+    embeddings, labels = _clusters(3000, 24, 150, noise=0.6)
+    embeddings[17] = embeddings[2900]
+    for case in (
+      (embeddings, labels),
+      (embeddings[:40].copy(), labels[:40], embeddings, labels),
+    ):
+      expected = _evaluate(*case, counter='sort')
+      with mock.patch.object(
+        selecting.Selection,
+        'pick',
+        autospec=True,
+        side_effect=selecting.Selection.pick,
+      ) as pick:
+        found = _evaluate(
+          *case, counter='compare', devices=jax.local_devices()[:num_devices]
+        )
+      self.assert_same(found, expected)
+      self.assertGreater(pick.call_count, 1)
+    self.assertLess(expected.metrics['mean_average_precision'], 1)
 
   @parameterized.parameters('compare', 'sort')
   def test_threads_that_overwrite_the_members_that_are_kept(self, counter):
