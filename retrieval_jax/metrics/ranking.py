@@ -240,7 +240,8 @@ class _Ranking:
     group_bytes = 4 * self._query_rows.shape[1] * copies
     group_bytes += width * (20 * copies + 40 + 8 * threads)
     if most_keys:
-      group_bytes += selecting.POSITIVE_BYTES * width
+      num_positives = self._classes.num_positives[queries].mean()
+      group_bytes += math.ceil(selecting.POSITIVE_BYTES * num_positives)
     smallest = tiles.MIN_BLOCK_ROWS * (block_bytes + group_bytes)
     self._check_budget(smallest, width)
     block_rows = gallery.block_rows(

@@ -22,7 +22,7 @@ from retrieval_jax.metrics import ranks
 _MULTIPLE_BITS = 24
 MOST_KEYS = 2**21  # Sorting more takes longer than the searches it saves.
 KEY_BYTES = 8
-POSITIVE_BYTES = 72  # Of each positive: keys, counts, where they are found.
+POSITIVE_BYTES = 40  # Its key, counts, owner, order; where it is found.
 PICKED_BYTES = 64  # What picking a similarity takes for a while.
 
 
@@ -95,14 +95,15 @@ class Selection:
       [
         queries.start + np.nonzero(present)[0]
         for queries, present in zip(self._queries, self._present, strict=True)
-      ]
+      ],
+      dtype=np.int32,
     )
     positives = np.concatenate(
       [block[of] for block, of in zip(own, self._present, strict=True)]
     )
     keys = _keys(self._owners, positives)
-    # Ascending keys are found soonest.
-    self._order = np.argsort(keys)
+    # Ascending keys are found soonest; the owners ascend already.
+    self._order = np.argsort(keys).astype(np.int32)
     self._positives = keys[self._order]
     self._counts = np.zeros((2, len(keys)), np.int32)
     self._kept = np.empty(most_keys, np.int64)
@@ -201,6 +202,6 @@ class Selection:
 def _keys(queries, similarities):
   """Returns int64 keys that ascend by query, and from the most similar on."""
   multiples = np.rint(similarities * np.float32(1 / ranks.RESOLUTION))
-  return (queries << _MULTIPLE_BITS) + (
+  return (queries.astype(np.int64) << _MULTIPLE_BITS) + (
     2 ** (_MULTIPLE_BITS - 1) - multiples.astype(np.int64)
   )
