@@ -1,8 +1,7 @@
 """Image files to arrays: JPEG by simplejpeg, all else by Pillow.
 
-On photographs of 500 x 375 simplejpeg (libjpeg-turbo) takes four fifths of
-Pillow's time to decode a JPEG (benchmarks/decoding.py), and tells of damage
-within it, where Pillow says nothing and OpenCV writes to the terminal what
+simplejpeg (libjpeg-turbo) takes half to four fifths of Pillow's time to decode a
+JPEG of 500 x 375, depending on the processor, and tells of damage within it, where Pillow says nothing and OpenCV writes to the terminal what
 libjpeg finds, without the name of the file. That holds for CMYK and YCCK too. A
 JPEG with channels of sizes that simplejpeg has no name for is left to Pillow.
 Both let other threads run meanwhile.

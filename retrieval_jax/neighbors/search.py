@@ -86,7 +86,7 @@ class Searcher:
     self.first_pass = first_pass
     self._score = score = scores.SCORES[distance]
     self._rows = row_files.RowReader(gallery)
-    self._centre = _mean(self._rows) if score.is_distance else None
+    centre = self._centre = _mean(self._rows) if score.is_distance else None
     self._largest_norm = self._check_norms(self._rows, 'gallery')
     self._tiles = tiles.Tiles(
       gallery,
@@ -94,7 +94,8 @@ class Searcher:
       budget=self._budget // 2,
       devices=devices,
       process=tiles.this_process(all_processes),
-      prepare=lambda rows: score.gallery(self._centred(rows), first_pass),
+      # Without `self`, whose tiles would else be freed late, as a cycle.
+      prepare=lambda rows: score.gallery(_centred(rows, centre), first_pass),
     )
     self.is_resident = self._tiles.resident
     # XLA's top_k is slow on a CPU.
@@ -103,14 +104,9 @@ class Searcher:
       candidates.find_on_host if on_host else candidates.find_on_devices
     )
 
-  def _centred(self, rows):
-    """Returns rows as they are searched; what is near then is less rounded."""
-    if not self._score.is_distance:
-      return rows
-    return rows.astype(np.float32, copy=False) - self._centre
-
   def _norms(self, rows):
-    return np.linalg.norm(self._centred(rows).astype(np.float64), axis=1)
+    rows = _centred(rows, self._centre)
+    return np.linalg.norm(rows.astype(np.float64), axis=1)
 
   def _check_norms(self, rows, name):
     """Returns the largest norm, or says which row has no square in float32."""
@@ -223,7 +219,7 @@ class Searcher:
         (itself[block],),
         block_rows,
         prepare=lambda rows: score.queries(
-          self._centred(rows), self.first_pass
+          _centred(rows, self._centre), self.first_pass
         ),
       )
       best = self._find(gallery, on_devices, num_candidates)
@@ -383,6 +379,13 @@ def _mean(rows):
   for block in tiles.blocks(len(rows), tiles.TILE_ROWS):
     total += rows[block].sum(axis=0, dtype=np.float64)
   return (total / len(rows)).astype(np.float32)
+
+
+def _centred(rows, centre):
+  """Returns rows as they are searched; what is near then is less rounded."""
+  if centre is None:
+    return rows
+  return rows.astype(np.float32, copy=False) - centre
 
 
 def _recompute(score, queries, gallery_rows, candidates_, k, budget):

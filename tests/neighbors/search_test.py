@@ -1,6 +1,8 @@
 """Exact search against a stable sort of all similarities."""
 
+import gc
 import tempfile
+import weakref
 from unittest import mock
 
 import jax
@@ -110,6 +112,16 @@ class TopKTest(parameterized.TestCase):
     np.testing.assert_allclose(of_indices, expected, rtol=1e-5)
     for row in indices:
       self.assertLen(set(row), 9)
+
+  @parameterized.parameters('cosine', 'dot', 'l2')
+  def test_a_searcher_is_freed_at_once(self, distance):
+    self.addCleanup(gc.enable)
+    gc.disable()
+    searcher = neighbors.Searcher(_draw(600), distance=distance)
+    searcher.top_k(_draw(9, seed=1), 5)
+    reference = weakref.ref(searcher)
+    del searcher
+    self.assertIsNone(reference())
 
   def test_far_from_the_origin_no_distance_is_computed_twice(self):
     queries, gallery = _draw(9, seed=1) + 1000, _draw(600) + 1000
