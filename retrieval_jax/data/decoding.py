@@ -1,10 +1,11 @@
 """Image files to arrays: JPEG by simplejpeg, all else by Pillow.
 
-simplejpeg (libjpeg-turbo) takes half to four fifths of Pillow's time to decode a
-JPEG of 500 x 375, depending on the processor, and tells of damage within it, where Pillow says nothing and OpenCV writes to the terminal what
-libjpeg finds, without the name of the file. That holds for CMYK and YCCK too. A
-JPEG with channels of sizes that simplejpeg has no name for is left to Pillow.
-Both let other threads run meanwhile.
+simplejpeg (libjpeg-turbo) takes half to four fifths of Pillow's time to decode
+a JPEG of 500 x 375, depending on the processor, and tells of damage within it,
+where Pillow says nothing and OpenCV writes to the terminal what libjpeg finds,
+without the name of the file. That holds for CMYK and YCCK too. A JPEG with
+channels of sizes that simplejpeg has no name for is left to Pillow. Both let
+other threads run meanwhile.
 
 What a picture means is the same for both: upright (EXIF), the first frame,
 transparent parts over white, more than 8 bits a channel shifted to 8, CMYK
