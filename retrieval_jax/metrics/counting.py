@@ -13,7 +13,8 @@ counters give the same numbers:
 - `count_by_comparison` compares each similarity with each threshold, O(N R) a
   query, in vector registers, on any device. Where the queries are the gallery
   it needs only half of the similarities: s_ij is counted for query i, and for
-  query j;
+  query j. On a CPU, where few rows reach the worst positive of a query, it
+  counts these alone (`selecting`);
 - `count_by_sorting` sorts rankings on the host, whose keys tell a positive from
   a negative, O((N + R) log N) a query: the faster on a CPU for large classes.
 """
