@@ -110,7 +110,7 @@ def count_by_comparison(
       worst positive of a query, see `selecting`; 0 to compare all.
   """
   thresholds = [_thresholds(block.own) for block in blocks]
-  of_columns = _thresholds_of_columns(gallery, blocks, thresholds)
+  of_columns = _ColumnThresholds(gallery, blocks, thresholds)
   selection = None
   if most_keys:
     selection = selecting.Selection(
@@ -125,21 +125,17 @@ def count_by_comparison(
     return _count_some(gallery, blocks, some, thresholds, of_columns, selection)
 
   parts = [range(first, len(blocks), threads) for first in range(threads)]
-  counts, column_counts = {}, collections.Counter()
-  for of_rows, by_columns in tiles.map_in_order(count, parts, threads):
-    counts |= of_rows
+  found = list(tiles.map_in_order(count, parts, threads))
+  totals = selection.counts() if selection else [0] * len(blocks)
+  column_counts = collections.Counter()
+  for by_rows, by_columns in found:
+    for i, of_block in by_rows.items():
+      totals[i] = totals[i] + np.asarray(of_block).sum(axis=0)
     for index, of_tile in by_columns.items():
       column_counts[index] += np.asarray(of_tile)
-  selected = selection.counts() if selection else [0] * len(blocks)
   return [
     _counts(gallery, *of_block, column_counts)
-    for of_block in zip(
-      blocks,
-      thresholds,
-      (counts[i] for i in range(len(blocks))),
-      selected,
-      strict=True,
-    )
+    for of_block in zip(blocks, thresholds, totals, strict=True)
   ]
 
 
@@ -150,26 +146,25 @@ def _count_some(gallery, blocks, some, thresholds, of_columns, selection):
     block -> counts [devices, B, 2 K], tile -> counts [2 K, T] of its columns:
     what was compared.
   """
-  counts = gallery.put(
-    {
-      i: np.zeros((len(gallery.devices), *thresholds[i].shape), np.int32)
-      for i in some
-    },
-    P('rows'),
-  )
-  column_counts = gallery.put(
-    {index: np.zeros(t.shape, np.int32) for index, t in of_columns.items()},
-    P(None, 'rows'),
-  )
+  counts, column_counts = {}, {}
+
+  def zeros(*shape, spec):
+    return gallery.put(np.zeros(shape, np.int32), spec)
 
   def compare(similarities, i, index):
+    if i not in counts:
+      shape = len(gallery.devices), *thresholds[i].shape
+      counts[i] = zeros(*shape, spec=P('rows'))
     counts[i] = comparing.add_rows(
       similarities, thresholds[i], counts[i], mesh=gallery.mesh
     )
     if index < 0:
       return counts[i]
+    columns = of_columns[index]
+    if index not in column_counts:
+      column_counts[index] = zeros(*columns.shape, spec=P(None, 'rows'))
     column_counts[index] = comparing.add_columns(
-      similarities, of_columns[index], column_counts[index], mesh=gallery.mesh
+      similarities, columns, column_counts[index], mesh=gallery.mesh
     )
     return column_counts[index]
 
@@ -205,17 +200,16 @@ def _count_some(gallery, blocks, some, thresholds, of_columns, selection):
   return counts, column_counts
 
 
-def _counts(gallery, block, thresholds, counts, selected, column_counts):
+def _counts(gallery, block, thresholds, total, column_counts):
   """Returns the `Counts` of a block: all that was counted, less its own."""
-  total = np.asarray(counts).sum(axis=0) + selected
   if not gallery.process[0]:
-    total -= np.asarray(
+    total = total - np.asarray(
       _not_negative(
         block.own, thresholds, gallery.num_padding, mesh=gallery.mesh
       )
     )
   above, reached = np.split(total, 2, axis=1)
-  if block.columns.stop:
+  if block.columns.stop and block.tile in column_counts:
     by_column = column_counts[block.tile][:, block.columns]
     for found, more in zip(
       (above, reached), np.split(by_column, 2), strict=True
@@ -246,27 +240,37 @@ def _not_negative(own, thresholds, num_padding, *, mesh):
   return comparing.count_reached(own, thresholds, comparing.chunk(mesh)) + zeros
 
 
-def _thresholds_of_columns(gallery, blocks, thresholds):
-  """Returns tile -> [2 K, T], the thresholds of the queries in its columns."""
-  widths = {}
-  for block, t in zip(blocks, thresholds, strict=True):
-    if block.tile >= 0:
-      widths[block.tile] = max(widths.get(block.tile, 0), t.shape[1] // 2)
-  found = {
-    index: np.full((2, width, gallery.tile_rows), np.inf, np.float32)
-    for index, width in widths.items()
-  }
-  for block, t in zip(blocks, thresholds, strict=True):
-    if block.columns.stop:
-      of_block = np.stack(np.split(np.asarray(t).T, 2))
-      size = block.columns.stop - block.columns.start
-      found[block.tile][:, : of_block.shape[1], block.columns] = of_block[
-        ..., :size
-      ]
-  return gallery.put(
-    {i: t.reshape(-1, gallery.tile_rows) for i, t in found.items()},
-    P(None, 'rows'),
-  )
+class _ColumnThresholds:
+  """The thresholds [2 K, T] of the queries in the columns of tiles.
+
+  Made when they are asked for, which they are not if all is selected.
+  """
+
+  def __init__(self, gallery, blocks, thresholds):
+    self._gallery = gallery
+    self._parts = collections.defaultdict(list)
+    for block, t in zip(blocks, thresholds, strict=True):
+      if block.tile >= 0:
+        self._parts[block.tile].append((block.columns, t))
+    self._made = {}
+
+  def __contains__(self, index):
+    return index in self._parts
+
+  def __getitem__(self, index):
+    if index not in self._made:  # Threads may make it twice.
+      parts = self._parts[index]
+      width = max(t.shape[1] for _, t in parts) // 2
+      shape = 2, width, self._gallery.tile_rows
+      found = np.full(shape, np.inf, np.float32)
+      for columns, t in parts:
+        of_block = np.stack(np.split(np.asarray(t).T, 2))
+        number = columns.stop - columns.start
+        found[:, : of_block.shape[1], columns] = of_block[..., :number]
+      self._made[index] = self._gallery.put(
+        found.reshape(2 * width, -1), P(None, 'rows')
+      )
+    return self._made[index]
 
 
 # -- sorting ------------------------------------------------------------------

@@ -171,12 +171,18 @@ class Selection:
       self._number += len(keys)
 
   def _count(self):
-    kept = self._kept[: self._number]
+    if not self._number:
+      return
+    kept, positives = self._kept[: self._number], self._positives
     kept.sort()
     queries = np.arange(len(self._lowest)) << _MULTIPLE_BITS
     begin = np.searchsorted(kept, queries)[self._owners]
-    for counts, side in zip(self._counts, ('left', 'right'), strict=True):
-      counts += np.searchsorted(kept, self._positives, side) - begin
+    above = np.searchsorted(kept, positives)
+    # Most tie with nothing but themselves.
+    reached = above + (kept.take(above, mode='clip') == positives)
+    ties = np.flatnonzero(kept.take(above + 1, mode='clip') == positives)
+    reached[ties] = np.searchsorted(kept, positives[ties], 'right')
+    self._counts += [above - begin, reached - begin]
     self._number = 0
 
   def counts(self) -> list[np.ndarray]:
