@@ -356,7 +356,7 @@ def blocks(num_rows: int, block_rows: int) -> Iterator[slice]:
 def map_in_order(
   function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int
 ) -> Iterator[_Result]:
-  """Maps in threads, in order, with one item waiting at most.
+  """Maps in threads, in order, at most one item more than threads ahead.
 
   So a thread need not wait for what is done with a result.
 

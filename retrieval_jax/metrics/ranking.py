@@ -26,6 +26,7 @@ _COMPARE_UP_TO = 64
 # Narrow, so that of a symmetric matrix little more than half is computed; not a
 # power of two, for which the similarities of a column share few cache lines.
 _TILE_ROWS = 832
+_MOST_PART_ROWS = 1024  # At least those of a tile: few parts, few programs.
 _SORTED_ROWS = 128  # More leave the cache.
 _MAX_THREADS = 4
 
@@ -136,7 +137,7 @@ class _Ranking:
     if not len(queries):
       return
     gallery, order = self._gallery, self._classes.order
-    block_rows, group_rows = self._rows_at_once(queries, most=1024)
+    block_rows, group_rows = self._rows_at_once(queries, most=_MOST_PART_ROWS)
     parts = math.ceil(gallery.tile_rows / block_rows)
     while gallery.tile_rows % (parts * tiles.MIN_BLOCK_ROWS):
       parts += 1

@@ -20,7 +20,7 @@ from retrieval_jax.metrics import ranks
 
 # Of a key, for the multiple: it is below 2 ** 23 in size, rounding included.
 _MULTIPLE_BITS = 24
-MOST_KEYS = 2**21  # Sorting more takes longer than the searches it saves.
+MOST_KEYS = 2**21  # 16 MiB.
 KEY_BYTES = 8
 POSITIVE_BYTES = 40  # Its key, counts, owner, order; where it is found.
 PICKED_BYTES = 64  # What picking a similarity takes for a while.
@@ -30,7 +30,7 @@ def most_share(num_positives: int) -> float:
   """Returns up to which share of the similarities picking is to be fast.
 
   Comparing takes time with each positive, picking with what is picked; both
-  were measured.
+  were measured with AVX-512.
 
   Args:
     num_positives: K, that each similarity would be compared with.
